@@ -1,0 +1,264 @@
+//! The service's sentences, each as recorded from the live service where a recording exists. Where none does, the
+//! constructor says so, and the sentence is our own.
+
+use std::fmt::Display;
+
+use crate::{arn::ParseArnError, error::ServiceError, size::Size};
+
+fn validation(message: impl Into<String>) -> ServiceError {
+    ServiceError::Validation { message: message.into() }
+}
+
+fn not_found(message: String) -> ServiceError {
+    ServiceError::ResourceNotFound { message, resource_id: None, resource_type: None }
+}
+
+fn conflict(message: String) -> ServiceError {
+    ServiceError::Conflict { message, resource_id: None, resource_type: None }
+}
+
+/// No such microVM.
+#[must_use]
+pub fn unknown_microvm(id: impl Display) -> ServiceError {
+    not_found(format!("MicroVM not found: {id}"))
+}
+
+/// No such image.
+#[must_use]
+pub fn unknown_image(arn: impl Display) -> ServiceError {
+    not_found(format!("MicroVMImage not found for MicroVMImageID: {arn}"))
+}
+
+/// No such version of the image.
+#[must_use]
+pub fn unknown_version(arn: impl Display, version: impl Display) -> ServiceError {
+    not_found(format!("MicroVMImage not found for MicroVMImage: {arn}, Version: {version}"))
+}
+
+/// No such build of the version. Not recorded.
+#[must_use]
+pub fn unknown_build(arn: impl Display, version: impl Display, build: impl Display) -> ServiceError {
+    not_found(format!("MicroVMImageBuild not found for MicroVMImage: {arn}, Version: {version}, Build: {build}"))
+}
+
+/// Nothing to launch: no image, no such version, or none active.
+#[must_use]
+pub fn no_active_version(arn: impl Display, pinned: Option<&str>) -> ServiceError {
+    not_found(match pinned {
+        None => format!("No active version found for MicroVM image {arn}"),
+        Some(version) => format!("No active version found for MicroVM image {arn} and version {version}"),
+    })
+}
+
+/// Not the ARN of an image, in an image operation.
+#[must_use]
+pub fn invalid_image_arn(value: &str) -> ServiceError {
+    validation(format!("Invalid ARN format: {value}"))
+}
+
+/// Not an ARN, in `RunMicrovm`.
+#[must_use]
+pub fn malformed_arn(error: ParseArnError) -> ServiceError {
+    validation(error.to_string())
+}
+
+/// The name is taken, perhaps by an image being deleted.
+#[must_use]
+pub fn duplicate_image_name(name: &str) -> ServiceError {
+    validation(format!("A MicroVM image with the name '{name}' already exists in this account"))
+}
+
+/// No size has that much memory.
+#[must_use]
+pub fn unsupported_memory(mib: i32, base_image_arn: &str) -> ServiceError {
+    validation(format!(
+        "The requested memory size of {mib} MiB is not supported by base MicroVM image {base_image_arn}. Supported memory \
+         sizes in MiB are: {:?}.",
+        Size::BASELINES_MIB
+    ))
+}
+
+/// The artifact's URI is not `s3://bucket/key`.
+#[must_use]
+pub fn bad_artifact_uri() -> ServiceError {
+    validation("CodeArtifact URI must be a valid S3 URI in the format: s3://<bucket>/<key>")
+}
+
+/// No such managed image, or no such version of it. The form without a version is not recorded.
+#[must_use]
+pub fn unknown_base_image(arn: &str, version: Option<&str>) -> ServiceError {
+    validation(match version {
+        Some(version) => format!("No managed MicroVM Image with arn {arn} and version {version} is available"),
+        None => format!("No managed MicroVM Image with arn {arn} is available"),
+    })
+}
+
+/// A hook of the microVM is on, `ready` is not. Only the beginning was recorded.
+#[must_use]
+pub fn ready_hook_required() -> ServiceError {
+    validation("ready (/ready) MicroVM image hook must be enabled when any MicroVM lifecycle hook is enabled")
+}
+
+/// A hook is on, and there is no port to call it on. Documented as a rule; the sentence is not recorded.
+#[must_use]
+pub fn hook_port_required() -> ServiceError {
+    validation("A port must be specified in hooks when any hook is enabled")
+}
+
+/// Names the service keeps for itself. The rule is documented; the sentence is that of Lambda functions.
+#[must_use]
+pub fn reserved_environment(names: &[&str]) -> ServiceError {
+    validation(format!(
+        "Lambda was unable to configure your environment variables because the environment variables you have provided \
+         contains reserved keys that are currently not supported for modification. Reserved keys used in this request: {}",
+        names.join(", ")
+    ))
+}
+
+/// An architecture this machine's processors do not have. Not recorded: the service has both.
+#[must_use]
+pub fn unsupported_architecture(asked: impl Display, host: impl Display) -> ServiceError {
+    validation(format!(
+        "The architecture {asked} in cpuConfigurations is not supported by this installation. Supported architectures \
+         are: [{host}]."
+    ))
+}
+
+/// A payload for an image without a run hook.
+#[must_use]
+pub fn payload_without_run_hook() -> ServiceError {
+    validation("The run hook must be enabled in the MicroVM image to pass the run hook payload")
+}
+
+/// The idle time is longer than a microVM may live. Documented as a rule; the sentence is not recorded.
+#[must_use]
+pub fn idle_duration_too_long(seconds: u32, max: u32) -> ServiceError {
+    validation(format!("MaxIdleDurationSeconds {seconds} exceeded max allowed of {max}."))
+}
+
+/// Not an ARN of a connector.
+#[must_use]
+pub fn malformed_connector() -> ServiceError {
+    validation("Malformed network connector ARN")
+}
+
+/// The ARN of a managed connector that does not exist, or not in this direction.
+#[must_use]
+pub fn unrecognized_connector(arn: &str) -> ServiceError {
+    validation(format!("Unrecognized managed network connector ARN: {arn}"))
+}
+
+/// A connector of the account's own, of which there can be none here yet. Not recorded.
+#[must_use]
+pub fn unknown_connector(arn: &str) -> ServiceError {
+    validation(format!("Network connector not found for: {arn}"))
+}
+
+/// A token for longer than the service allows.
+#[must_use]
+pub fn token_lifetime_too_long(minutes: u32, max: u32) -> ServiceError {
+    validation(format!("ExpirationMinutes {minutes} exceeded max allowed of {max}."))
+}
+
+/// A range of ports that ends before it begins. Not documented by the service.
+#[must_use]
+pub fn port_range_reversed(start: u16, end: u16) -> ServiceError {
+    validation(format!("The startPort {start} of a port range must not be greater than its endPort {end}"))
+}
+
+/// More separate ranges of ports than a token holds. Not documented by the service.
+#[must_use]
+pub fn too_many_port_ranges(count: usize, max: usize) -> ServiceError {
+    validation(format!("The allowedPorts make {count} separate ranges of ports, more than the {max} a token can hold"))
+}
+
+/// Suspend or resume of a microVM that has ended.
+#[must_use]
+pub fn microvm_terminated(id: impl Display) -> ServiceError {
+    validation(format!("The MicroVM {id} has been terminated and its state cannot be changed."))
+}
+
+/// A change of a microVM that its present state does not allow. Not recorded: no such state was met.
+#[must_use]
+pub fn microvm_state_conflict(id: impl Display, state: impl Display) -> ServiceError {
+    conflict(format!("The MicroVM {id} is in state {state} and cannot be changed now."))
+}
+
+/// Deletion of an image that microVMs run from.
+#[must_use]
+pub fn image_has_running_microvms() -> ServiceError {
+    validation("Cannot delete microvm image with running microvms.")
+}
+
+/// Deletion of an image that is being built.
+#[must_use]
+pub fn image_not_deletable_now(arn: impl Display) -> ServiceError {
+    validation(format!("Cannot delete MicroVM image in its current state: {arn}"))
+}
+
+/// An idempotency key that came before with other parameters. The type is recorded, the sentence is not.
+#[must_use]
+pub fn client_token_reused() -> ServiceError {
+    conflict("The client token was already used in a request with different parameters".into())
+}
+
+/// The memory of all microVMs together would exceed what there is.
+#[must_use]
+pub fn memory_quota_exceeded() -> ServiceError {
+    ServiceError::ServiceQuotaExceeded {
+        message: "The base maximum allocated memory limit has been reached for this account.".into(),
+    }
+}
+
+/// Too many builds at once. Only its gist was recorded.
+#[must_use]
+pub fn build_quota_exceeded() -> ServiceError {
+    ServiceError::ServiceQuotaExceeded {
+        message: "The maximum number of concurrent MicroVM image builds has been reached for this account.".into(),
+    }
+}
+
+/// No host has room. Not recorded.
+#[must_use]
+pub fn insufficient_capacity() -> ServiceError {
+    ServiceError::InsufficientCapacity {
+        message: "There is not enough capacity to run the MicroVM now. Try again later.".into(),
+    }
+}
+
+/// A page token that no list gave out, or an otherwise unreadable input: the service answers without a word.
+#[must_use]
+pub fn unreadable_input() -> ServiceError {
+    ServiceError::Serialization { message: None }
+}
+
+/// Input of the wrong JSON type.
+#[must_use]
+pub fn wrong_type(message: impl Into<String>) -> ServiceError {
+    ServiceError::Serialization { message: Some(message.into()) }
+}
+
+/// Something broke on this side; what, is in the log.
+#[must_use]
+pub fn internal_error() -> ServiceError {
+    ServiceError::InternalServer { message: "An internal error occurred.".into(), retry_after_seconds: None }
+}
+
+/// An operation of the service that is not there yet.
+#[must_use]
+pub fn unsupported_operation(name: &str) -> ServiceError {
+    ServiceError::UnknownOperation { message: format!("Pilotlight does not support the operation {name} yet.") }
+}
+
+/// No operation of the service.
+#[must_use]
+pub fn unknown_operation(method: &str, path: &str) -> ServiceError {
+    let path: String = path.chars().take(300).collect();
+    ServiceError::UnknownOperation { message: format!("No operation of this service matches {method} {path}") }
+}
+
+/// A body beyond the limit.
+#[must_use]
+pub fn request_too_large(bytes_max: usize) -> ServiceError {
+    ServiceError::RequestTooLarge { message: format!("Request must be smaller than {bytes_max} bytes") }
+}

@@ -1,0 +1,65 @@
+//! What the edge asks: of control, which microVM is this and may it be woken; of a host, a byte stream to its app.
+
+use crate::ids::{EndpointId, MicrovmId, VmId};
+
+/// Why a microVM cannot take a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// Suspended, and its policy does not let requests wake it.
+    #[error("the microVM is suspended and does not resume by itself")]
+    Asleep,
+    /// Terminated, or terminating.
+    #[error("the microVM has ended")]
+    Ended,
+    /// The wake was tried and failed; the microVM is suspended still, or has ended.
+    #[error("the microVM could not be woken: {reason}")]
+    WakeFailed {
+        /// Why.
+        reason: String,
+    },
+    /// It took too long, or too many requests wait already.
+    #[error("the microVM did not become ready in time")]
+    Late,
+}
+
+/// Control, as the edge sees it.
+#[async_trait::async_trait]
+pub trait Directory: Send + Sync + 'static {
+    /// The microVM behind an endpoint; `None` if there is no such endpoint.
+    async fn microvm_at(&self, endpoint: &EndpointId) -> Option<MicrovmId>;
+
+    /// Returns once the microVM runs: at once if it does, after its launch, suspend or resume in progress, waking it if
+    /// it is suspended and its policy says so. Many callers, one wake.
+    async fn awake(&self, microvm: &MicrovmId) -> Result<VmId, Unavailable>;
+
+    /// Bytes crossed the endpoint: the idle clock starts again.
+    fn touch(&self, microvm: &MicrovmId);
+}
+
+/// Why there is no stream to the app.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// That VM is no more (suspended or ended since): ask the directory again.
+    #[error("the VM is gone")]
+    Gone,
+    /// The app does not listen on that port.
+    #[error("nothing listens on port {port}")]
+    Refused {
+        /// The port.
+        port: u16,
+    },
+    /// The guest could not be reached.
+    #[error("the guest could not be reached")]
+    Unreachable(#[source] std::io::Error),
+}
+
+/// A byte stream to an app.
+pub trait AppStream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {}
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> AppStream for T {}
+
+/// A host, as the edge sees it.
+#[async_trait::async_trait]
+pub trait Dialer: Send + Sync + 'static {
+    /// Opens a stream to `localhost:port` inside that incarnation of the microVM.
+    async fn dial(&self, microvm: &MicrovmId, vm: &VmId, port: u16) -> Result<Box<dyn AppStream>, DialError>;
+}

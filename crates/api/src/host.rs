@@ -1,0 +1,277 @@
+//! What control asks of a host. The host decides nothing: control says what should be, with everything needed to make
+//! it so, and the host makes it so or says why it could not, leaving nothing half-made.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    hooks::HookPlan,
+    ids::{BuildId, ImageId, ImageVersion, MicrovmId, VmId},
+    size::Size,
+};
+
+/// One version of one image, as the host stores it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ImageRef {
+    /// The image.
+    pub image_id: ImageId,
+    /// Its version.
+    pub version: ImageVersion,
+}
+
+/// Names the app can see in its environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageLabels {
+    /// `AWS_LAMBDA_MICROVM_IMAGE_NAME`.
+    pub name: String,
+    /// `AWS_LAMBDA_MICROVM_IMAGE_ARN`.
+    pub arn: String,
+    /// `AWS_REGION`.
+    pub region: String,
+}
+
+/// A build to do.
+#[derive(Debug, Clone)]
+pub struct BuildSpec {
+    /// Version to make.
+    pub image: ImageRef,
+    /// This attempt.
+    pub build_id: BuildId,
+    /// Names for the app.
+    pub labels: ImageLabels,
+    /// Bucket of the zip.
+    pub bucket: String,
+    /// Key of the zip.
+    pub key: String,
+    /// Environment frozen into the image.
+    pub environment: Vec<(String, String)>,
+    /// Size of every microVM of the version.
+    pub size: Size,
+    /// Hooks; `ready` and `validate` matter here.
+    pub hooks: HookPlan,
+    /// `additionalOsCapabilities: ["ALL"]`.
+    pub all_capabilities: bool,
+}
+
+/// What a successful build weighs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildReport {
+    /// Bytes of guest memory in the snapshot, as allocated on disk.
+    pub memory_snapshot_bytes: u64,
+    /// Bytes of the root file system's content.
+    pub code_install_bytes: u64,
+    /// Bytes of the writable disk in the snapshot, as allocated.
+    pub disk_snapshot_bytes: u64,
+}
+
+/// A build that ended without an image version; nothing of it is left but its log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct BuildFailure {
+    /// `stateReason` of the build: a documented code or sentence, then what the user can do.
+    pub reason: String,
+    /// Weight of the root file system, if the failure came after it.
+    pub code_install_bytes: Option<u64>,
+}
+
+/// Everything a host must know of a microVM; sent with every verb, so that a host need remember nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MicrovmSpec {
+    /// The microVM.
+    pub microvm_id: MicrovmId,
+    /// The version it is launched from.
+    pub image: ImageRef,
+    /// Its size.
+    pub size: Size,
+    /// Its hooks.
+    pub hooks: HookPlan,
+    /// Body of the `/run` hook; `None` when the caller gave none.
+    pub run_hook_payload: Option<String>,
+}
+
+/// Why a host did not do what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum HostError {
+    /// Not done, and everything is as it was before: a running microVM runs on, a suspended one stays suspended.
+    #[error("{reason}")]
+    Unchanged {
+        /// One sentence for the user.
+        reason: String,
+    },
+    /// The microVM is gone, or must be ended because of it.
+    #[error("{reason}")]
+    Lost {
+        /// One sentence for `stateReason`.
+        reason: String,
+    },
+    /// There is no room for it now.
+    #[error("{reason}")]
+    NoCapacity {
+        /// One sentence for the user.
+        reason: String,
+    },
+}
+
+/// What a suspend wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SuspendReport {
+    /// Bytes of changed memory.
+    pub memory_bytes: u64,
+    /// Bytes of device state.
+    pub device_bytes: u64,
+}
+
+/// What a host found of a microVM after a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Its VM runs and its agent answers; it has been taken over.
+    Running(VmId),
+    /// It has a whole suspend snapshot and no VM.
+    Suspended,
+    /// Nothing that could be brought back; what was left has been removed.
+    Nothing,
+}
+
+/// What a host reports unasked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostEvent {
+    /// A VM ended that nobody asked to end; its remains have been removed.
+    Ended {
+        /// Whose it was.
+        microvm_id: MicrovmId,
+        /// Which incarnation.
+        vm_id: VmId,
+        /// `stateReason`, such as `Container Stopped with Exit Code: 1`.
+        reason: String,
+    },
+}
+
+/// A host, as control sees it. All verbs but `build` are called one at a time per microVM; each is safe to repeat.
+#[async_trait::async_trait]
+pub trait Host: Send + Sync + 'static {
+    /// Makes an image version. Dropping the future cancels the build and removes what it made.
+    async fn build(&self, spec: BuildSpec) -> Result<BuildReport, BuildFailure>;
+
+    /// Removes everything of a version; absent is fine.
+    async fn remove_image(&self, image: &ImageRef) -> Result<(), HostError>;
+
+    /// Launches a microVM from its version's snapshot; returns when its `/run` hook has succeeded.
+    async fn run(&self, spec: &MicrovmSpec) -> Result<VmId, HostError>;
+
+    /// Saves what the microVM changed, frees its memory and its VM.
+    async fn suspend(&self, spec: &MicrovmSpec) -> Result<SuspendReport, HostError>;
+
+    /// Brings a suspended microVM back; returns when its `/resume` hook has succeeded.
+    async fn resume(&self, spec: &MicrovmSpec) -> Result<VmId, HostError>;
+
+    /// Ends the microVM and removes everything of it; absent is fine.
+    async fn terminate(&self, spec: &MicrovmSpec) -> Result<(), HostError>;
+
+    /// Called once, before any other verb: says what is there of each of these, and removes everything of any other
+    /// (processes, namespaces, mounts, files, half-done builds).
+    async fn reconcile(
+        &self,
+        microvms: &[MicrovmSpec],
+        images: &[ImageRef],
+    ) -> Result<Vec<(MicrovmId, Found)>, HostError>;
+
+    /// Waits for the next thing to report. One caller.
+    async fn next_event(&self) -> HostEvent;
+}
+
+/// Where a host gets the zip of a build from.
+#[async_trait::async_trait]
+pub trait ArtifactSource: Send + Sync + 'static {
+    /// Writes the object to the file `to`, refusing more than `bytes_max`.
+    async fn fetch(&self, bucket: &str, key: &str, to: &std::path::Path, bytes_max: u64) -> Result<u64, ArtifactError>;
+}
+
+/// Why an artifact could not be had. The texts start with the service's codes.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactError {
+    /// No such bucket.
+    #[error("S3_NO_SUCH_BUCKET: there is no bucket '{bucket}'")]
+    NoSuchBucket {
+        /// The bucket asked for.
+        bucket: String,
+    },
+    /// No such key.
+    #[error("S3_NO_SUCH_KEY: there is no object '{key}' in bucket '{bucket}'")]
+    NoSuchKey {
+        /// The bucket.
+        bucket: String,
+        /// The key asked for.
+        key: String,
+    },
+    /// Larger than a host takes.
+    #[error("ARCHIVE_INVALID: the object is larger than the limit of {bytes_max} bytes")]
+    TooLarge {
+        /// The limit.
+        bytes_max: u64,
+    },
+    /// The local disk is full.
+    #[error("DISK_STORAGE_FULL: no space left to fetch the artifact")]
+    StorageFull,
+    /// Anything else.
+    #[error("INTERNAL_PLATFORM_ERROR: the artifact could not be fetched")]
+    Other(#[source] std::io::Error),
+}
+
+/// Where a host keeps what a person may want to read; shared with the command line.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// The data directory.
+    pub data: PathBuf,
+}
+
+impl Layout {
+    /// Everything of one image version.
+    #[must_use]
+    pub fn version_dir(&self, image: &ImageRef) -> PathBuf {
+        self.data.join("images").join(image.image_id.to_string()).join(image.version.to_string())
+    }
+
+    /// The log of a build; kept when the build fails.
+    #[must_use]
+    pub fn build_log(&self, image_id: &ImageId, build_id: &BuildId) -> PathBuf {
+        self.data.join("logs").join("builds").join(image_id.to_string()).join(format!("{build_id}.log"))
+    }
+
+    /// Everything of one microVM.
+    #[must_use]
+    pub fn microvm_dir(&self, microvm_id: &MicrovmId) -> PathBuf {
+        self.data.join("microvms").join(microvm_id.to_string())
+    }
+
+    /// The logs of one microVM; kept for a while after its end.
+    #[must_use]
+    pub fn log_dir(&self, microvm_id: &MicrovmId) -> PathBuf {
+        self.data.join("logs").join("microvms").join(microvm_id.to_string())
+    }
+
+    /// What the app wrote to its standard output and error.
+    #[must_use]
+    pub fn app_log(&self, microvm_id: &MicrovmId) -> PathBuf {
+        self.log_dir(microvm_id).join("app.log")
+    }
+
+    /// The guest's serial console.
+    #[must_use]
+    pub fn console_log(&self, microvm_id: &MicrovmId) -> PathBuf {
+        self.log_dir(microvm_id).join("console.log")
+    }
+
+    /// Everything of a build that is going on.
+    #[must_use]
+    pub fn build_dir(&self, build_id: &BuildId) -> PathBuf {
+        self.data.join("builds").join(build_id.to_string())
+    }
+}
+
+/// A shared host.
+pub type SharedHost = Arc<dyn Host>;
+
+/// How long a caller of [`Host`] should expect the slowest verb but `build` to take before it is stuck: the longest
+/// hook, and a minute for the rest.
+pub const VERB_TIME_MAX: Duration = Duration::from_secs(120);

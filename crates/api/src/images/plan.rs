@@ -1,0 +1,204 @@
+//! What a request for an image means here: the service's rules that need no look-up, and its defaults.
+
+use std::time::Duration;
+
+use crate::{
+    catalogue,
+    connector::{Direction, ManagedConnector},
+    error::ServiceError,
+    hooks::HookPlan,
+    sensitive::Sensitive,
+    size::Size,
+};
+
+use super::{
+    Architecture, CreateMicrovmImageRequest, HookSwitch, Hooks, MicrovmHooks, MicrovmImageHooks, OsCapability,
+    Resources, VersionConfiguration,
+};
+
+/// Name of the only managed image.
+pub const BASE_IMAGE_NAME: &str = "al2023-1";
+
+/// The newest version of it; listings write it as a bare number, answers with a minor number.
+pub const BASE_IMAGE_VERSION_LATEST: u32 = 1;
+
+/// ARN of the managed image in a region.
+#[must_use]
+pub fn base_image_arn(region: &str) -> String {
+    format!("arn:aws:lambda:{region}:aws:microvm-image:{BASE_IMAGE_NAME}")
+}
+
+/// Environment variables the platform sets itself in every app.
+const RESERVED_ENVIRONMENT: [&str; 4] =
+    ["AWS_LAMBDA_MICROVM_IMAGE_ARN", "AWS_LAMBDA_MICROVM_IMAGE_NAME", "AWS_LAMBDA_MICROVM_IMAGE_VERSION", "AWS_REGION"];
+
+/// Hooks that are on without a time limit of their own get these.
+const BUILD_HOOK_TIMEOUT: Duration = Duration::from_secs(30);
+const MICROVM_HOOK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// An object in S3.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct S3Location {
+    /// The bucket.
+    pub bucket: String,
+    /// The key.
+    pub key: String,
+}
+
+impl S3Location {
+    /// Reads `s3://bucket/key`.
+    pub fn parse(uri: &str) -> Result<Self, ServiceError> {
+        let (bucket, key) =
+            uri.strip_prefix("s3://").and_then(|rest| rest.split_once('/')).ok_or_else(catalogue::bad_artifact_uri)?;
+        // A bucket's name is a DNS label with dots; a key has at most 1024 bytes.
+        let bucket_fits = (3..=63).contains(&bucket.len())
+            && bucket.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'))
+            && bucket.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric())
+            && bucket.bytes().last().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        if !bucket_fits || key.is_empty() || key.len() > 1024 {
+            return Err(catalogue::bad_artifact_uri());
+        }
+        Ok(Self { bucket: bucket.to_owned(), key: key.to_owned() })
+    }
+}
+
+/// A request for an image, understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImagePlan {
+    /// What the version is made from, as answers show it.
+    pub configuration: VersionConfiguration,
+    /// The zip.
+    pub artifact: S3Location,
+    /// Size of every microVM.
+    pub size: Size,
+    /// The hooks that are on.
+    pub hooks: HookPlan,
+    /// What to build for.
+    pub architecture: Architecture,
+    /// Whether the app gets every capability.
+    pub all_capabilities: bool,
+    /// Environment of the app.
+    pub environment: Vec<(String, Sensitive)>,
+    /// Network of the build and default of launches; one.
+    pub egress: ManagedConnector,
+}
+
+impl CreateMicrovmImageRequest {
+    /// Applies the service's rules, in the order in which it was seen to complain.
+    pub fn plan(&self, region: &str, host: Architecture) -> Result<ImagePlan, ServiceError> {
+        let artifact = S3Location::parse(&self.code_artifact.uri)?;
+        let base_image_version = base_version(&self.base_image_arn, self.base_image_version.as_deref(), region)?;
+        let architecture = self.architecture(host)?;
+        let size = self.size()?;
+        let hooks = self.hooks.unwrap_or_default().plan()?;
+        let environment = self.environment()?;
+        let egress = self.egress_network_connectors.as_deref().unwrap_or_default();
+        let egress = ManagedConnector::from_arns(egress, region, Direction::Egress)?
+            .first()
+            .copied()
+            .unwrap_or(ManagedConnector::InternetEgress);
+        let baseline = i32::try_from(size.baseline_mib).expect("no size is that large");
+        let configuration = VersionConfiguration {
+            base_image_arn: self.base_image_arn.clone(),
+            base_image_version: Some(base_image_version),
+            build_role_arn: self.build_role_arn.clone(),
+            code_artifact: self.code_artifact.clone(),
+            description: self.description.clone(),
+            logging: self.logging.clone(),
+            egress_network_connectors: Some(vec![egress.arn(region)]),
+            cpu_configurations: self.cpu_configurations.clone(),
+            resources: Some(vec![Resources { minimum_memory_in_mib: baseline }]),
+            additional_os_capabilities: self.additional_os_capabilities.clone(),
+            hooks: self.hooks,
+            environment_variables: self.environment_variables.clone(),
+        };
+        let all_capabilities = self.additional_os_capabilities.iter().flatten().any(|it| *it == OsCapability::All);
+        Ok(ImagePlan { configuration, artifact, size, hooks, architecture, all_capabilities, environment, egress })
+    }
+
+    // The real service takes null for ARM_64. Here it is what the machine has: a request that names no architecture
+    // asks for whatever works, and on an x86-64 machine ARM_64 never would.
+    fn architecture(&self, host: Architecture) -> Result<Architecture, ServiceError> {
+        match self.cpu_configurations.iter().flatten().find(|asked| asked.architecture != host) {
+            Some(other) => Err(catalogue::unsupported_architecture(other.architecture, host)),
+            None => Ok(host),
+        }
+    }
+
+    fn size(&self) -> Result<Size, ServiceError> {
+        let Some(asked) = self.resources.as_deref().and_then(<[Resources]>::first) else {
+            return Ok(Size::DEFAULT);
+        };
+        u32::try_from(asked.minimum_memory_in_mib)
+            .ok()
+            .and_then(Size::from_baseline_mib)
+            .ok_or_else(|| catalogue::unsupported_memory(asked.minimum_memory_in_mib, &self.base_image_arn))
+    }
+
+    fn environment(&self) -> Result<Vec<(String, Sensitive)>, ServiceError> {
+        let variables = || self.environment_variables.iter().flatten();
+        let reserved: Vec<_> =
+            variables().map(|(name, _)| name.as_str()).filter(|name| RESERVED_ENVIRONMENT.contains(name)).collect();
+        if !reserved.is_empty() {
+            return Err(catalogue::reserved_environment(&reserved));
+        }
+        Ok(variables().map(|(name, text)| (name.clone(), text.clone())).collect())
+    }
+}
+
+/// The version of the managed image, as answers write it. Requests may write it either way.
+fn base_version(arn: &str, version: Option<&str>, region: &str) -> Result<String, ServiceError> {
+    let error = || catalogue::unknown_base_image(arn, version);
+    if arn != base_image_arn(region) {
+        return Err(error());
+    }
+    let major = match version {
+        None => BASE_IMAGE_VERSION_LATEST,
+        Some(text) => (0..=BASE_IMAGE_VERSION_LATEST)
+            .find(|major| text == major.to_string() || text == format!("{major}.0"))
+            .ok_or_else(error)?,
+    };
+    Ok(format!("{major}.0"))
+}
+
+impl Hooks {
+    /// The hooks that are on, with their time limits.
+    pub fn plan(&self) -> Result<HookPlan, ServiceError> {
+        let MicrovmHooks {
+            run,
+            run_timeout_in_seconds,
+            resume,
+            resume_timeout_in_seconds,
+            suspend,
+            suspend_timeout_in_seconds,
+            terminate,
+            terminate_timeout_in_seconds,
+        } = self.microvm_hooks.unwrap_or_default();
+        let MicrovmImageHooks { ready, ready_timeout_in_seconds, validate, validate_timeout_in_seconds } =
+            self.microvm_image_hooks.unwrap_or_default();
+        let plan = HookPlan {
+            port: self.port,
+            ready: limit(ready, ready_timeout_in_seconds, BUILD_HOOK_TIMEOUT),
+            validate: limit(validate, validate_timeout_in_seconds, BUILD_HOOK_TIMEOUT),
+            run: limit(run, run_timeout_in_seconds, MICROVM_HOOK_TIMEOUT),
+            resume: limit(resume, resume_timeout_in_seconds, MICROVM_HOOK_TIMEOUT),
+            suspend: limit(suspend, suspend_timeout_in_seconds, MICROVM_HOOK_TIMEOUT),
+            terminate: limit(terminate, terminate_timeout_in_seconds, MICROVM_HOOK_TIMEOUT),
+        };
+        let any_of_microvm = plan.run.or(plan.resume).or(plan.suspend).or(plan.terminate).is_some();
+        if any_of_microvm && plan.ready.is_none() {
+            return Err(catalogue::ready_hook_required());
+        }
+        if plan.ready.or(plan.validate).is_some() && plan.port.is_none() {
+            return Err(catalogue::hook_port_required());
+        }
+        Ok(plan)
+    }
+}
+
+fn limit(switch: Option<HookSwitch>, seconds: Option<u32>, default: Duration) -> Option<Duration> {
+    match switch {
+        Some(HookSwitch::Enabled) => Some(seconds.map_or(default, |seconds| Duration::from_secs(seconds.into()))),
+        Some(HookSwitch::Disabled) | None => None,
+    }
+}

@@ -1,0 +1,102 @@
+//! What a request about a microVM means here: the service's rules that need no look-up, and its defaults.
+
+use std::time::Duration;
+
+use crate::{
+    catalogue,
+    connector::{Direction, ManagedConnector},
+    error::ServiceError,
+    token::{EXPIRATION_MINUTES_MAX, Ports},
+};
+
+use super::{CreateMicrovmAuthTokenRequest, PortSpecification, RunMicrovmRequest};
+
+/// Longest life of a microVM, and of one that does not say: eight hours, suspension included.
+pub const MAXIMUM_DURATION_SECONDS: u32 = 28_800;
+
+/// Most separate ranges of ports in a token, so that no token is longer than tokens may be. The service's own limit is
+/// not documented; 50 ports were seen to work.
+pub const PORT_RANGES_MAX: usize = 256;
+
+/// A request for a microVM, understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunPlan {
+    /// Ways in.
+    pub ingress: Vec<ManagedConnector>,
+    /// Ways out; `None` means those of the image's version, which an empty list means too.
+    pub egress: Option<Vec<ManagedConnector>>,
+    /// When it ends at the latest.
+    pub maximum_duration_in_seconds: u32,
+}
+
+impl RunMicrovmRequest {
+    /// Applies the service's rules and defaults.
+    pub fn plan(&self, region: &str) -> Result<RunPlan, ServiceError> {
+        let list = |arns: &Option<Vec<String>>, direction| -> Result<Option<Vec<ManagedConnector>>, ServiceError> {
+            match arns.as_deref() {
+                None | Some([]) => Ok(None),
+                Some(arns) => ManagedConnector::from_arns(arns, region, direction).map(Some),
+            }
+        };
+        let ingress = list(&self.ingress_network_connectors, Direction::Ingress)?
+            .unwrap_or_else(|| vec![ManagedConnector::HttpIngress]);
+        let egress = list(&self.egress_network_connectors, Direction::Egress)?;
+        if let Some(policy) = self.idle_policy
+            && policy.max_idle_duration_seconds > MAXIMUM_DURATION_SECONDS
+        {
+            return Err(catalogue::idle_duration_too_long(policy.max_idle_duration_seconds, MAXIMUM_DURATION_SECONDS));
+        }
+        let maximum_duration_in_seconds = self.maximum_duration_in_seconds.unwrap_or(MAXIMUM_DURATION_SECONDS);
+        Ok(RunPlan { ingress, egress, maximum_duration_in_seconds })
+    }
+}
+
+/// A request for a token, understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenPlan {
+    /// How long it is good.
+    pub lifetime: Duration,
+    /// For which ports.
+    pub ports: Ports,
+}
+
+impl CreateMicrovmAuthTokenRequest {
+    /// Applies the service's rules.
+    pub fn plan(&self) -> Result<TokenPlan, ServiceError> {
+        if self.expiration_in_minutes > EXPIRATION_MINUTES_MAX {
+            return Err(catalogue::token_lifetime_too_long(self.expiration_in_minutes, EXPIRATION_MINUTES_MAX));
+        }
+        let mut ranges = Vec::new();
+        for allowed in &self.allowed_ports {
+            match allowed {
+                PortSpecification::Port(port) => ranges.push((*port, *port)),
+                PortSpecification::Range(range) if range.start_port > range.end_port => {
+                    return Err(catalogue::port_range_reversed(range.start_port, range.end_port));
+                }
+                PortSpecification::Range(range) => ranges.push((range.start_port, range.end_port)),
+                PortSpecification::AllPorts(_) => ranges.push((1, u16::MAX)),
+            }
+        }
+        let ranges = merged(ranges);
+        if ranges.len() > PORT_RANGES_MAX {
+            return Err(catalogue::too_many_port_ranges(ranges.len(), PORT_RANGES_MAX));
+        }
+        Ok(TokenPlan {
+            lifetime: Duration::from_secs(u64::from(self.expiration_in_minutes) * 60),
+            ports: Ports::from_ranges(ranges),
+        })
+    }
+}
+
+/// The same ports in the fewest ranges: however many are asked for, the token that carries them stays small.
+fn merged(mut ranges: Vec<(u16, u16)>) -> Vec<(u16, u16)> {
+    ranges.sort_unstable();
+    let mut merged: Vec<(u16, u16)> = Vec::new();
+    for (first, last) in ranges {
+        match merged.last_mut() {
+            Some((_, end)) if first <= end.saturating_add(1) => *end = last.max(*end),
+            _ => merged.push((first, last)),
+        }
+    }
+    merged
+}

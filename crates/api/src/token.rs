@@ -1,0 +1,215 @@
+//! Endpoint tokens: what control mints and the edge checks.
+//!
+//! A token is a JWE in compact form, `{"kid":…,"alg":"dir","enc":"A256GCM"}`, as the real service's are (its shape was
+//! measured; its claims are opaque, so the claims here are our own).
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use ring::{
+    aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
+    rand::{SecureRandom, SystemRandom},
+};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::ids::MicrovmId;
+
+/// Longest token that is looked at, in bytes; the model's bound on the value.
+pub const TOKEN_BYTES_MAX: usize = 8000;
+
+/// Longest life of a token in minutes, a rule of the real service.
+pub const EXPIRATION_MINUTES_MAX: u32 = 60;
+
+/// A set of ports, the union of its ranges.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports(Vec<(u16, u16)>);
+
+impl Ports {
+    /// The ports from the first to the last of each pair, both included.
+    #[must_use]
+    pub fn from_ranges(ranges: Vec<(u16, u16)>) -> Self {
+        Self(ranges)
+    }
+
+    /// Every port.
+    #[must_use]
+    pub fn all() -> Self {
+        Self(vec![(1, u16::MAX)])
+    }
+
+    /// Is this one in?
+    #[must_use]
+    pub fn contains(&self, port: u16) -> bool {
+        self.0.iter().any(|&(first, last)| (first..=last).contains(&port))
+    }
+}
+
+/// What a token lets its holder do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Grant {
+    /// HTTP to these ports of the app.
+    Http(Ports),
+    /// An interactive shell.
+    Shell,
+}
+
+/// What a token says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    /// The only microVM it is good for.
+    pub microvm_id: MicrovmId,
+    /// What for.
+    pub grant: Grant,
+    /// Seconds since the Unix epoch at which it stops being good.
+    pub expires_unix: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    kid: Uuid,
+    alg: String,
+    enc: String,
+}
+
+/// A text that is not a token of ours. Which part was wrong is not told: it helps only a forger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// It does not have a token's form.
+    #[error("not a token")]
+    Malformed,
+    /// It has the form, but no key of ours opens it.
+    #[error("the token was not made here")]
+    Forged,
+}
+
+/// The key that tokens are sealed with.
+pub struct TokenKey {
+    kid: Uuid,
+    secret: [u8; 32],
+}
+
+impl TokenKey {
+    /// A key from its stored parts.
+    #[must_use]
+    pub fn new(kid: Uuid, secret: [u8; 32]) -> Self {
+        Self { kid, secret }
+    }
+
+    fn aead(&self) -> LessSafeKey {
+        LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &self.secret).expect("the secret is 32 bytes"))
+    }
+
+    /// Makes a token.
+    #[must_use]
+    pub fn seal(&self, claims: &Claims) -> String {
+        let header = Header { kid: self.kid, alg: "dir".into(), enc: "A256GCM".into() };
+        let header = serde_json::to_vec(&header).expect("a header is plain data");
+        let header = URL_SAFE_NO_PAD.encode(header);
+        let mut nonce = [0u8; NONCE_LEN];
+        SystemRandom::new().fill(&mut nonce).expect("the kernel gives random bytes");
+        let mut text = serde_json::to_vec(claims).expect("claims are plain data");
+        let tag = self
+            .aead()
+            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(header.as_bytes()), &mut text)
+            .expect("claims are far below the cipher's limit");
+        let (nonce, text, tag) =
+            (URL_SAFE_NO_PAD.encode(nonce), URL_SAFE_NO_PAD.encode(text), URL_SAFE_NO_PAD.encode(tag));
+        // The second part, the encrypted key, is empty with `dir`.
+        format!("{header}..{nonce}.{text}.{tag}")
+    }
+
+    /// Opens a token. The caller checks expiry, microVM and grant.
+    pub fn open(&self, token: &str) -> Result<Claims, TokenError> {
+        if token.len() > TOKEN_BYTES_MAX {
+            return Err(TokenError::Malformed);
+        }
+        let mut parts = token.split('.');
+        let mut part = || parts.next().ok_or(TokenError::Malformed);
+        let (header, key, nonce, text, tag) = (part()?, part()?, part()?, part()?, part()?);
+        if parts.next().is_some() || !key.is_empty() {
+            return Err(TokenError::Malformed);
+        }
+        let decode = |text: &str| URL_SAFE_NO_PAD.decode(text).map_err(|_| TokenError::Malformed);
+        let parsed: Header = serde_json::from_slice(&decode(header)?).map_err(|_| TokenError::Malformed)?;
+        if parsed.alg != "dir" || parsed.enc != "A256GCM" {
+            return Err(TokenError::Malformed);
+        }
+        let nonce: [u8; NONCE_LEN] = decode(nonce)?.try_into().map_err(|_| TokenError::Malformed)?;
+        let mut sealed = decode(text)?;
+        sealed.extend(decode(tag)?);
+        if parsed.kid != self.kid {
+            return Err(TokenError::Forged);
+        }
+        let text = self
+            .aead()
+            .open_in_place(Nonce::assume_unique_for_key(nonce), Aad::from(header.as_bytes()), &mut sealed)
+            .map_err(|_| TokenError::Forged)?;
+        serde_json::from_slice(text).map_err(|_| TokenError::Forged)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key() -> TokenKey {
+        TokenKey::new(Uuid::from_u128(7), [9; 32])
+    }
+
+    fn claims() -> Claims {
+        Claims {
+            microvm_id: "microvm-00000000-0000-4000-8000-000000000001".parse().unwrap(),
+            grant: Grant::Http(Ports::from_ranges(vec![(80, 80), (8000, 8010)])),
+            expires_unix: 1_800_000_000,
+        }
+    }
+
+    #[test]
+    fn a_token_is_a_compact_jwe() {
+        let token = key().seal(&claims());
+        let parts: Vec<_> = token.split('.').collect();
+        assert_eq!(parts.len(), 5);
+        assert_eq!((parts[1].len(), parts[2].len(), parts[4].len()), (0, 16, 22));
+        let header = URL_SAFE_NO_PAD.decode(parts[0]).unwrap();
+        assert_eq!(
+            String::from_utf8(header).unwrap(),
+            r#"{"kid":"00000000-0000-0000-0000-000000000007","alg":"dir","enc":"A256GCM"}"#
+        );
+        assert_eq!(key().open(&token), Ok(claims()));
+    }
+
+    #[test]
+    fn another_key_does_not_open_it() {
+        let token = key().seal(&claims());
+        assert_eq!(TokenKey::new(Uuid::from_u128(7), [8; 32]).open(&token), Err(TokenError::Forged));
+        assert_eq!(TokenKey::new(Uuid::from_u128(8), [9; 32]).open(&token), Err(TokenError::Forged));
+    }
+
+    #[test]
+    fn ports_are_a_union_with_both_ends() {
+        let ports = Ports::from_ranges(vec![(80, 80), (8000, 8010)]);
+        assert_eq!(
+            [79, 80, 81, 7999, 8000, 8010, 8011].map(|port| ports.contains(port)),
+            [false, true, false, false, true, true, false]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_changed_byte_opens(index in 0usize..1000, flip in 1u8..=127) {
+            let mut token = key().seal(&claims()).into_bytes();
+            let index = index % token.len();
+            token[index] ^= flip;
+            if let Ok(token) = String::from_utf8(token) {
+                prop_assert!(key().open(&token).is_err());
+            }
+        }
+
+        #[test]
+        fn any_text_is_refused_without_panic(text in ".{0,200}") {
+            prop_assert!(key().open(&text).is_err());
+        }
+    }
+}
