@@ -1,0 +1,81 @@
+//! What the agent knows, and how it answers the host's requests.
+
+use crate::app::{self, App};
+use crate::boot::{BootError, console};
+use crate::connections::{ConnectionId, Connections};
+use crate::restored;
+use guest_protocol::{Reply, RequestBody};
+use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+
+/// The agent's state. It is shared between the tasks of one thread; no lock is held across a wait.
+pub(crate) struct Agent {
+    /// The host's connections.
+    pub(crate) connections: Connections,
+    /// There is output to send, or the app ended.
+    pub(crate) news: Notify,
+    app: Mutex<App>,
+    /// Opened at boot: a restore has less to do.
+    random: File,
+    scratch: OwnedFd,
+}
+
+impl Agent {
+    /// An agent that has not started its app. `scratch` is the root of the scratch file system.
+    pub(crate) fn new(scratch: OwnedFd) -> Result<Agent, BootError> {
+        let path = "/dev/urandom";
+        let random = OpenOptions::new().write(true).open(path).map_err(|source| BootError::File {
+            verb: "open",
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Agent {
+            connections: Connections::default(),
+            news: Notify::new(),
+            app: Mutex::new(App::default()),
+            random,
+            scratch,
+        })
+    }
+
+    /// The app.
+    pub(crate) fn app(&self) -> MutexGuard<'_, App> {
+        self.app.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what a request of the connection `from` asks.
+    pub(crate) async fn answer(self: &Arc<Self>, from: ConnectionId, request: RequestBody) -> Reply {
+        let done = match request {
+            RequestBody::Start(spec) => {
+                // A task of its own: a start goes on to its end even if the connection that asked for it goes away.
+                match tokio::spawn(app::start(Arc::clone(self), spec)).await {
+                    Ok(started) => started.map_err(|error| console::chain(&error)),
+                    Err(_) => Err("the start of the app was given up".to_owned()),
+                }
+            }
+            RequestBody::Restored { unix_nanos, seed } => {
+                self.restored(from, unix_nanos, &seed).map_err(|error| console::chain(&error))
+            }
+            // This holds up the whole agent, on purpose: the VM is about to be stopped, and a thread for one system
+            // call would be the only second thread this process ever has.
+            RequestBody::Quiesce => rustix::fs::syncfs(&self.scratch)
+                .map_err(|errno| format!("cannot write the scratch disk: {}", std::io::Error::from(errno))),
+            RequestBody::Status => Ok(()),
+        };
+        match done {
+            Ok(()) => Reply::App(self.app().status()),
+            Err(reason) => Reply::Failed { reason },
+        }
+    }
+
+    /// In this order: nothing may read the old time or draw the old random numbers once the app's peers, which see
+    /// their connections end, come to life.
+    fn restored(&self, from: ConnectionId, unix_nanos: u64, seed: &str) -> Result<(), restored::RestoredError> {
+        restored::set_clock(unix_nanos)?;
+        restored::reseed(&self.random, seed)?;
+        self.connections.drop_all_but(from);
+        Ok(())
+    }
+}
