@@ -1,0 +1,149 @@
+//! What `/proc` says about processes.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// The kernel's mark on links to files that were removed.
+const DELETED: &[u8] = b" (deleted)";
+/// The longest `/proc/<pid>/maps` that is read; QEMU's has a few hundred lines.
+const MAX_MAPS: u64 = 4 * 1024 * 1024;
+
+/// When the process began, in clock ticks since boot; `None` if there is no such process or it only waits to be
+/// reaped. Together with the pid this names one process for the whole uptime of the machine.
+pub(crate) fn start_time(pid: u32) -> io::Result<Option<u64>> {
+    let stat = match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // Read of a process that went away between open and read.
+        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    parse_stat(&stat).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("unexpected /proc/{pid}/stat")))
+}
+
+/// The start time in the text of a `stat` file; `Some(None)` for a zombie.
+fn parse_stat(stat: &[u8]) -> Option<Option<u64>> {
+    // The program's name, in parentheses, may itself contain parentheses and spaces.
+    let after_name = stat.iter().rposition(|&b| b == b')')? + 1;
+    let text = std::str::from_utf8(&stat[after_name..]).ok()?;
+    let mut fields = text.split_ascii_whitespace();
+    if matches!(fields.next()?, "Z" | "X" | "x") {
+        return Some(None);
+    }
+    Some(Some(fields.nth(18)?.parse().ok()?))
+}
+
+/// An identifier of this boot of the machine.
+pub(crate) fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// A line of `/proc/<pid>/maps`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mapping {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) offset: u64,
+    pub(crate) inode: u64,
+    pub(crate) path: PathBuf,
+}
+
+/// The file mappings of a process.
+pub(crate) fn mappings(pid: u32) -> io::Result<Vec<Mapping>> {
+    let mut text = Vec::new();
+    fs::File::open(format!("/proc/{pid}/maps"))?.take(MAX_MAPS).read_to_end(&mut text)?;
+    Ok(text.split(|&b| b == b'\n').filter_map(parse_map).collect())
+}
+
+/// `start-end perms offset dev inode   path`; `None` for a line without a file.
+fn parse_map(line: &[u8]) -> Option<Mapping> {
+    let mut rest = line;
+    let mut field = || {
+        let length = rest.iter().position(|&b| b == b' ')?;
+        let (field, after) = rest.split_at(length);
+        rest = &after[1..];
+        std::str::from_utf8(field).ok()
+    };
+    let (start, end) = field()?.split_once('-')?;
+    let _permissions = field()?;
+    let offset = field()?;
+    let _device = field()?;
+    let inode = field()?;
+    let path = rest.trim_ascii_start();
+    if !path.starts_with(b"/") {
+        return None;
+    }
+    Some(Mapping {
+        start: u64::from_str_radix(start, 16).ok()?,
+        end: u64::from_str_radix(end, 16).ok()?,
+        offset: u64::from_str_radix(offset, 16).ok()?,
+        inode: inode.parse().ok()?,
+        path: without_deleted(path).into(),
+    })
+}
+
+fn without_deleted(path: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(path.strip_suffix(DELETED).unwrap_or(path)))
+}
+
+/// Every QEMU process whose working directory is under `dirs_root`, with that directory: also those a daemon
+/// started and did not live to record. Processes of other users that may not be looked at are left out.
+pub fn find_stray(dirs_root: &Path) -> Vec<(u32, PathBuf)> {
+    let Ok(root) = fs::canonicalize(dirs_root) else {
+        return Vec::new();
+    };
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, qemu_dir(pid)?)))
+        .filter(|(_, dir)| *dir != root && dir.starts_with(&root))
+        .collect()
+}
+
+/// The working directory of a process if it is a live QEMU.
+pub(crate) fn qemu_dir(pid: u32) -> Option<PathBuf> {
+    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let name = without_deleted(program.as_os_str().as_bytes()).file_name()?;
+    if !name.as_bytes().starts_with(b"qemu") {
+        return None;
+    }
+    let dir = fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+    Some(without_deleted(dir.as_os_str().as_bytes()).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_with_a_hostile_name_is_read_right() {
+        let stat = b"42 (a) R 1 (b) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 100 1 2";
+        assert_eq!(parse_stat(stat), Some(Some(987_654)));
+        let zombie = b"42 (qemu) Z 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 0 0";
+        assert_eq!(parse_stat(zombie), Some(None));
+        assert_eq!(parse_stat(b"nonsense"), None);
+    }
+
+    #[test]
+    fn own_process_is_alive_and_an_impossible_one_is_not() {
+        assert!(start_time(std::process::id()).unwrap().is_some());
+        assert_eq!(start_time(u32::MAX - 1).unwrap(), None);
+    }
+
+    #[test]
+    fn maps_lines() {
+        let line = b"7f00-7f10 rw-p 00001000 fe:00 1234                       /a b/memory (deleted)";
+        assert_eq!(
+            parse_map(line),
+            Some(Mapping { start: 0x7f00, end: 0x7f10, offset: 0x1000, inode: 1234, path: "/a b/memory".into() })
+        );
+        assert_eq!(parse_map(b"7f00-7f10 rw-p 00000000 00:00 0 "), None);
+        assert_eq!(parse_map(b"7f00-7f10 rw-p 00000000 00:00 0          [heap]"), None);
+    }
+}

@@ -1,0 +1,168 @@
+//! What a VM is made of: plain data, everything QEMU is told.
+
+use std::path::{Path, PathBuf};
+
+/// The name of the program used when a [`VmSpec`] names none.
+pub(crate) const DEFAULT_BINARY: &str = "qemu-system-x86_64";
+
+/// The most virtual CPUs a VM may have.
+const MAX_VCPUS: u32 = 64;
+/// The most memory a VM may have.
+const MAX_MEMORY_MIB: u64 = 1024 * 1024;
+/// The most disks a VM may have: each has a fixed PCI slot, 0x10 and up.
+const MAX_DISKS: usize = 12;
+/// Linux refuses command lines beyond this (`COMMAND_LINE_SIZE` on x86).
+const MAX_CMDLINE: usize = 2048;
+
+/// How guest code is executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accel {
+    /// By the processor, through `/dev/kvm`.
+    Kvm,
+    /// By translation; slow, works everywhere.
+    Tcg,
+}
+
+/// A raw disk image given to the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// The image file.
+    pub path: PathBuf,
+    /// Whether the guest may not write to it.
+    pub read_only: bool,
+}
+
+/// What the guest's memory is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemoryBacking {
+    /// The guest's memory *is* this file: what the guest writes is in it. Used while a version's base is built.
+    /// Created, sparse, if it does not exist.
+    Shared(PathBuf),
+    /// A private mapping of this file, which must have exactly the size of the memory and must never change
+    /// while any VM maps it: pages the guest did not write are read from it.
+    CopyOnWrite(PathBuf),
+}
+
+impl MemoryBacking {
+    /// The memory file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Shared(path) | Self::CopyOnWrite(path) => path,
+        }
+    }
+}
+
+/// The guest's one network card.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// The network namespace QEMU runs in, e.g. `/run/netns/x`.
+    pub namespace: PathBuf,
+    /// The tap device inside that namespace; it must exist.
+    pub tap: String,
+    /// The card's hardware address.
+    pub guest_mac: [u8; 6],
+}
+
+/// Everything QEMU is told about one VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmSpec {
+    /// Shown in the process list; letters, digits, `-`, `_` and `.`.
+    pub name: String,
+    /// How guest code is executed.
+    pub accel: Accel,
+    /// Number of virtual CPUs.
+    pub vcpus: u32,
+    /// Guest memory in MiB.
+    pub memory_mib: u64,
+    /// The kernel to boot; not read by a restore.
+    pub kernel: PathBuf,
+    /// Its initramfs; not read by a restore.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line; not used by a restore.
+    pub cmdline: String,
+    /// Disks, in order `vda`, `vdb`, …
+    pub disks: Vec<Disk>,
+    /// Where the guest's memory is.
+    pub memory: MemoryBacking,
+    /// The network card, if any.
+    pub network: Option<Network>,
+    /// The VM's own directory, which must exist and belong to this VM alone: `qmp.sock`, `console.sock`,
+    /// `vm.json`, `qemu.log`. Everything relative in this spec is *not* relative to it: give absolute paths.
+    pub dir: PathBuf,
+    /// The QEMU program; `qemu-system-x86_64` from `PATH` if not given.
+    pub binary: Option<PathBuf>,
+}
+
+impl VmSpec {
+    /// Guest memory in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_mib * 1024 * 1024
+    }
+
+    /// The QEMU program to run.
+    pub fn program(&self) -> &Path {
+        self.binary.as_deref().unwrap_or_else(|| Path::new(DEFAULT_BINARY))
+    }
+
+    /// Refuses what QEMU would misread or fail on later in a less clear way.
+    pub(crate) fn check(&self) -> Result<(), SpecError> {
+        let name_ok = |name: &str, max: usize| {
+            (1..=max).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        };
+        if !name_ok(&self.name, 128) {
+            return Err(SpecError::Name(self.name.clone()));
+        }
+        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
+            return Err(SpecError::Vcpus(self.vcpus));
+        }
+        if !(1..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
+            return Err(SpecError::Memory(self.memory_mib));
+        }
+        if self.disks.len() > MAX_DISKS {
+            return Err(SpecError::Disks(self.disks.len()));
+        }
+        if self.cmdline.len() >= MAX_CMDLINE || self.cmdline.contains('\0') {
+            return Err(SpecError::Cmdline(self.cmdline.len()));
+        }
+        if let Some(network) = &self.network
+            && !name_ok(&network.tap, libc::IFNAMSIZ - 1)
+        {
+            return Err(SpecError::Tap(network.tap.clone()));
+        }
+        let mut paths = vec![self.dir.as_path(), self.memory.path()];
+        paths.extend(self.disks.iter().map(|disk| disk.path.as_path()));
+        paths.push(&self.kernel);
+        paths.extend(self.initrd.as_deref());
+        paths.extend(self.network.as_ref().map(|n| n.namespace.as_path()));
+        match paths.into_iter().find(|path| !path.is_absolute()) {
+            Some(path) => Err(SpecError::Relative(path.to_owned())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why a [`VmSpec`] is refused before anything is started.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// The VM's name has characters QEMU would interpret, or a bad length.
+    #[error("VM name {0:?} is not 1 to 128 letters, digits, '-', '_' or '.'")]
+    Name(String),
+    /// The number of virtual CPUs is out of range.
+    #[error("{0} virtual CPUs is not between 1 and {MAX_VCPUS}")]
+    Vcpus(u32),
+    /// The amount of memory is out of range.
+    #[error("{0} MiB of memory is not between 1 and {MAX_MEMORY_MIB}")]
+    Memory(u64),
+    /// Too many disks.
+    #[error("{0} disks are more than {MAX_DISKS}")]
+    Disks(usize),
+    /// The kernel command line is too long or has a NUL in it.
+    #[error("a kernel command line of {0} bytes is too long or has a NUL in it")]
+    Cmdline(usize),
+    /// The tap device's name is not an interface name.
+    #[error("{0:?} is not the name of a tap device")]
+    Tap(String),
+    /// A path is relative; QEMU runs in another directory.
+    #[error("the path {} is not absolute", .0.display())]
+    Relative(PathBuf),
+}
