@@ -1,0 +1,21 @@
+//! The files a suspended microVM consists of.
+//!
+//! A snapshot is a directory: the VM's device state, its scratch disk, one [layer](write_layer) with the memory
+//! pages that differ from its version's base, and a [`Manifest`] that names them with their sizes and checksums.
+//! The manifest is written last; its rename is the moment the snapshot exists. Everything is written under a
+//! temporary name, synced and renamed, so a file under its own name is whole, and every file is verified before
+//! a byte of it is used.
+#![forbid(unsafe_code)]
+
+mod copy;
+mod durable;
+mod format;
+mod layer;
+mod manifest;
+mod write;
+
+pub use copy::{CopyError, copy_sparse};
+pub use durable::WriteError;
+pub use layer::{Layer, ReadError, open_layer};
+pub use manifest::{FileEntry, Manifest, ManifestError, checksum_file, read_checked, write_whole};
+pub use write::{LayerStats, write_layer};
