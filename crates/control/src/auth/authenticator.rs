@@ -1,0 +1,144 @@
+//! Verifies requests with the access keys of one account.
+
+use std::{collections::HashMap, fmt};
+
+use api::sensitive::Sensitive;
+use http::request::Parts;
+use subtle::ConstantTimeEq;
+use time::{Duration, OffsetDateTime};
+
+use super::{
+    authorization::{Authorization, authorization_of, timestamp_text},
+    caller::Caller,
+    error::AuthError,
+    sigv4::{self, Signed},
+};
+
+/// The name this service signs under; both of the MicroVM services do.
+const SERVICE: &str = "lambda";
+
+/// How far a caller's clock may be off.
+const SKEW_MAX: Duration = Duration::minutes(5);
+
+/// An access key of the account.
+#[derive(Debug, Clone)]
+pub struct AccessKey {
+    /// Its public half.
+    pub id: String,
+    /// Its secret half.
+    pub secret: Sensitive,
+}
+
+/// Knows the account's keys.
+pub struct Authenticator {
+    keys: HashMap<String, Sensitive>,
+    region: String,
+    account: String,
+}
+
+impl fmt::Debug for Authenticator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authenticator")
+            .field("keys", &self.keys.len())
+            .field("region", &self.region)
+            .field("account", &self.account)
+            .finish()
+    }
+}
+
+/// A request whose description of its signature is in order: the key is known, scope and time are right. What is left
+/// needs the body.
+pub struct Claim<'a> {
+    authenticator: &'a Authenticator,
+    secret: &'a Sensitive,
+    authorization: Authorization,
+}
+
+impl Authenticator {
+    /// Knows these keys of this account, and takes signatures for this region.
+    #[must_use]
+    pub fn new(keys: Vec<AccessKey>, region: String, account: String) -> Self {
+        let keys = keys.into_iter().map(|key| (key.id, key.secret)).collect();
+        Self { keys, region, account }
+    }
+
+    /// Checks all that can be checked before the body is read, so that nobody unknown makes us read one.
+    pub fn claim(&self, parts: &Parts, now: OffsetDateTime) -> Result<Claim<'_>, AuthError> {
+        let authorization = authorization_of(parts)?;
+        // Session tokens are not issued here, so none can be right.
+        if authorization.has_session_token {
+            return Err(AuthError::UnknownKey);
+        }
+        let secret = self.keys.get(&authorization.access_key_id).ok_or(AuthError::UnknownKey)?;
+        self.check_scope(&authorization)?;
+        check_time(&authorization, now)?;
+        Ok(Claim { authenticator: self, secret, authorization })
+    }
+
+    fn check_scope(&self, authorization: &Authorization) -> Result<(), AuthError> {
+        let scope = &authorization.scope;
+        let refused = |message: String| Err(AuthError::Scope { message });
+        if scope.region != self.region {
+            let shown: String = scope.region.chars().take(64).collect();
+            return refused(format!("Credential should be scoped to a valid region, not '{shown}'. "));
+        }
+        if scope.service != SERVICE {
+            return refused(format!("Credential should be scoped to correct service: '{SERVICE}'. "));
+        }
+        let signed_at = timestamp_text(authorization.signed_at);
+        let day = &signed_at[..8];
+        if scope.date != day {
+            let shown: String = scope.date.chars().take(64).collect();
+            return refused(format!(
+                "Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: '{shown}' != \
+                 '{day}', from '{signed_at}'."
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn check_time(authorization: &Authorization, now: OffsetDateTime) -> Result<(), AuthError> {
+    let signed_at = authorization.signed_at;
+    let (signed_text, now_text) = (timestamp_text(signed_at), timestamp_text(now));
+    let refused = |message: String| Err(AuthError::Scope { message });
+    if signed_at > now + SKEW_MAX {
+        return refused(format!(
+            "Signature not yet current: {signed_text} is still later than {} ({now_text} + 5 min.)",
+            timestamp_text(now + SKEW_MAX)
+        ));
+    }
+    match authorization.expires_seconds {
+        Some(seconds) if now > signed_at + Duration::seconds(seconds) => refused(format!(
+            "Signature expired: {signed_text} is now earlier than {} ({now_text} - {seconds} sec.)",
+            timestamp_text(now - Duration::seconds(seconds))
+        )),
+        None if signed_at < now - SKEW_MAX => refused(format!(
+            "Signature expired: {signed_text} is now earlier than {} ({now_text} - 5 min.)",
+            timestamp_text(now - SKEW_MAX)
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
+impl Claim<'_> {
+    /// Checks the signature itself over the request with its body.
+    pub fn verify(&self, parts: &Parts, body: &[u8]) -> Result<Caller, AuthError> {
+        let Authorization { access_key_id, scope, signed_headers, signature, signed_at, .. } = &self.authorization;
+        let signed = Signed {
+            method: parts.method.as_str(),
+            uri: &parts.uri,
+            headers: &parts.headers,
+            names: signed_headers,
+            body,
+        };
+        let canonical = sigv4::canonical_request(&signed).ok_or(AuthError::Mismatch)?;
+        let string = sigv4::string_to_sign(&timestamp_text(*signed_at), scope, &canonical);
+        let expected = sigv4::signature(self.secret.expose(), scope, &string);
+        if !bool::from(expected.ct_eq(signature)) {
+            return Err(AuthError::Mismatch);
+        }
+        let account = self.authenticator.account.clone();
+        Ok(Caller { arn: format!("arn:aws:iam::{account}:root"), account, access_key_id: access_key_id.clone() })
+    }
+}

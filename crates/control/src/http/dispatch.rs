@@ -1,0 +1,118 @@
+//! From a request to its answer: who is it, what is asked, ask.
+
+use std::{error::Error as _, sync::Arc, time::Duration};
+
+use api::{
+    catalogue,
+    error::ServiceError,
+    input::{BODY_BYTES_MAX, Input},
+};
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    extract::{Request, State},
+    response::Response,
+};
+use bytes::Bytes;
+use http::{header, request::Parts};
+use http_body_util::LengthLimitError;
+use percent_encoding::percent_decode_str;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{answer, answer::Refusal, operations::Operations, routes};
+use crate::auth::{Authenticator, Caller};
+
+/// How long a body may take to arrive.
+const BODY_TIME_MAX: Duration = Duration::from_secs(30);
+
+#[derive(Clone)]
+struct Service {
+    operations: Arc<dyn Operations>,
+    auth: Arc<Authenticator>,
+}
+
+/// The API: every request is authenticated, then answered by `operations`.
+pub fn router(operations: Arc<dyn Operations>, auth: Arc<Authenticator>) -> Router {
+    Router::new().fallback(serve).with_state(Service { operations, auth })
+}
+
+async fn serve(State(service): State<Service>, request: Request) -> Response {
+    let request_id = Uuid::new_v4();
+    let (parts, body) = request.into_parts();
+    match answered(&service, &parts, body).await {
+        Ok((name, status, body)) => {
+            tracing::info!(operation = name, status, %request_id, "answered");
+            answer::success(status, body, request_id)
+        }
+        Err(refusal) => {
+            let error = refusal.to_wire();
+            tracing::info!(
+                method = %parts.method,
+                path = parts.uri.path(),
+                status = error.status,
+                kind = error.kind,
+                %request_id,
+                "refused"
+            );
+            answer::failure(error, request_id)
+        }
+    }
+}
+
+async fn answered(service: &Service, parts: &Parts, body: Body) -> Result<(&'static str, u16, Vec<u8>), Refusal> {
+    // Authentication comes before routing: a stranger learns nothing of what is served here.
+    let (caller, body) = authenticated(&service.auth, parts, body).await?;
+    let Some((route, captures)) = routes::find(&parts.method, parts.uri.path()) else {
+        return Err(catalogue::unknown_operation(parts.method.as_str(), parts.uri.path()).into());
+    };
+    let Some((status, call)) = route.answer else {
+        return Err(catalogue::unsupported_operation(route.name).into());
+    };
+    let mut path = Vec::new();
+    for (name, text) in captures {
+        path.push((name.to_owned(), decoded(text)?));
+    }
+    let input = Input::new(path, query(parts.uri.query().unwrap_or_default())?, &body)?;
+    // In a task of its own: a caller who hangs up does not leave an operation half done, and a bug that panics is an
+    // internal error, not a broken connection.
+    let answer = tokio::spawn(call(Arc::clone(&service.operations), caller, input)).await.map_err(|error| {
+        tracing::error!(operation = route.name, error = &error as &dyn std::error::Error, "an operation panicked");
+        catalogue::internal_error()
+    })?;
+    Ok((route.name, status, answer?))
+}
+
+async fn authenticated(auth: &Authenticator, parts: &Parts, body: Body) -> Result<(Caller, Bytes), Refusal> {
+    let claim = auth.claim(parts, OffsetDateTime::now_utc())?;
+    let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|bytes: u64| bytes > BODY_BYTES_MAX as u64) {
+        return Err(catalogue::request_too_large(BODY_BYTES_MAX).into());
+    }
+    let body = tokio::time::timeout(BODY_TIME_MAX, to_bytes(body, BODY_BYTES_MAX))
+        .await
+        .map_err(|_| Refusal::Body)?
+        .map_err(|error| match error.source().is_some_and(|source| source.is::<LengthLimitError>()) {
+            true => catalogue::request_too_large(BODY_BYTES_MAX).into(),
+            false => Refusal::Body,
+        })?;
+    let caller = claim.verify(parts, &body)?;
+    Ok((caller, body))
+}
+
+fn decoded(text: &str) -> Result<String, ServiceError> {
+    percent_decode_str(text).decode_utf8().map(Into::into).map_err(|_| catalogue::unreadable_input())
+}
+
+/// The parameters of a query. A second bare `=` is refused without a word, as the service does.
+fn query(text: &str) -> Result<Vec<(String, String)>, ServiceError> {
+    let mut parameters = Vec::new();
+    for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if value.contains('=') {
+            return Err(catalogue::unreadable_input());
+        }
+        parameters.push((decoded(name)?, decoded(value)?));
+    }
+    Ok(parameters)
+}

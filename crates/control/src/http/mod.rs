@@ -1,0 +1,11 @@
+//! The AWS-shaped API over HTTP: finds the operation, reads the request, writes the answer. Nothing here decides.
+
+mod answer;
+mod dispatch;
+mod operations;
+mod routes;
+#[cfg(test)]
+mod tests;
+
+pub use dispatch::router;
+pub use operations::Operations;

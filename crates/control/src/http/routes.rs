@@ -1,0 +1,133 @@
+//! The table of the services' operations.
+
+use std::{pin::Pin, sync::Arc};
+
+use api::{
+    error::ServiceError,
+    input::{FromInput, Input},
+};
+use http::Method;
+use serde::Serialize;
+
+use super::operations::Operations;
+use crate::auth::Caller;
+
+/// An answer under way: its body.
+pub type Answering = Pin<Box<dyn Future<Output = Result<Vec<u8>, ServiceError>> + Send>>;
+
+/// Reads the request, asks, writes the answer.
+pub type Call = fn(Arc<dyn Operations>, Caller, Input) -> Answering;
+
+/// One operation.
+pub struct Route {
+    /// Its name in the model.
+    pub name: &'static str,
+    method: Method,
+    path: &'static str,
+    /// Status of its success, and how to answer; `None` while it is not supported.
+    pub answer: Option<(u16, Call)>,
+}
+
+fn body_of<T: Serialize>(response: &T) -> Result<Vec<u8>, ServiceError> {
+    serde_json::to_vec(response).map_err(|error| {
+        tracing::error!(error = &error as &dyn std::error::Error, "an answer could not be written");
+        api::catalogue::internal_error()
+    })
+}
+
+macro_rules! routes {
+    ($($name:literal $method:ident $path:literal $(=> $status:literal $call:ident)?;)+) => {
+        /// Every operation of the services behind the signing name `lambda` that microVMs belong to.
+        static ROUTES: &[Route] = &[
+            $(Route { name: $name, method: Method::$method, path: $path, answer: routes!(@answer $($status $call)?) },)+
+        ];
+    };
+    (@answer) => { None };
+    (@answer $status:literal $call:ident) => {
+        Some(($status, |operations, caller, input| Box::pin(async move {
+            let request = FromInput::from_input(&input)?;
+            body_of(&operations.$call(&caller, request).await?)
+        })))
+    };
+}
+
+routes! {
+    "CreateMicrovmAuthToken" POST "/2025-09-09/microvms/{microvmIdentifier}/auth-token" => 200 create_microvm_auth_token;
+    "CreateMicrovmImage" POST "/2025-09-09/microvm-images" => 201 create_microvm_image;
+    "CreateMicrovmShellAuthToken" POST "/2025-09-09/microvms/{microvmIdentifier}/shell-auth-token";
+    "DeleteMicrovmImage" DELETE "/2025-09-09/microvm-images/{imageIdentifier}" => 200 delete_microvm_image;
+    "DeleteMicrovmImageVersion" DELETE "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}";
+    "GetMicrovm" GET "/2025-09-09/microvms/{microvmIdentifier}" => 200 get_microvm;
+    "GetMicrovmImage" GET "/2025-09-09/microvm-images/{imageIdentifier}" => 200 get_microvm_image;
+    "GetMicrovmImageBuild" GET "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}/builds/{buildId}"
+        => 200 get_microvm_image_build;
+    "GetMicrovmImageVersion" GET "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}"
+        => 200 get_microvm_image_version;
+    "ListManagedMicrovmImageVersions" GET "/2025-09-09/managed-microvm-images/{imageIdentifier}/versions";
+    "ListManagedMicrovmImages" GET "/2025-09-09/managed-microvm-images";
+    "ListMicrovmImageBuilds" GET "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}/builds"
+        => 200 list_microvm_image_builds;
+    "ListMicrovmImageVersions" GET "/2025-09-09/microvm-images/{imageIdentifier}/versions";
+    "ListMicrovmImages" GET "/2025-09-09/microvm-images" => 200 list_microvm_images;
+    "ListMicrovms" GET "/2025-09-09/microvms" => 200 list_microvms;
+    "ListTags" GET "/2017-03-31/tags/{Resource}";
+    "ResumeMicrovm" POST "/2025-09-09/microvms/{microvmIdentifier}/resume" => 200 resume_microvm;
+    "RunMicrovm" POST "/2025-09-09/microvms" => 200 run_microvm;
+    "SuspendMicrovm" POST "/2025-09-09/microvms/{microvmIdentifier}/suspend" => 200 suspend_microvm;
+    "TagResource" POST "/2017-03-31/tags/{Resource}";
+    "TerminateMicrovm" DELETE "/2025-09-09/microvms/{microvmIdentifier}" => 200 terminate_microvm;
+    "UntagResource" DELETE "/2017-03-31/tags/{Resource}";
+    "UpdateMicrovmImage" PUT "/2025-09-09/microvm-images/{imageIdentifier}";
+    "UpdateMicrovmImageVersion" PATCH "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}";
+    "CreateNetworkConnector" POST "/2026-04-04/network-connectors";
+    "DeleteNetworkConnector" DELETE "/2026-04-04/network-connectors/{Identifier}";
+    "GetNetworkConnector" GET "/2026-04-04/network-connectors/{Identifier}";
+    "ListNetworkConnectorVersions" GET "/2026-04-04/network-connectors/{Identifier}/versions";
+    "ListNetworkConnectors" GET "/2026-04-04/network-connectors";
+    "UpdateNetworkConnector" PUT "/2026-04-04/network-connectors/{Identifier}";
+}
+
+/// The operation of a method and path, and what the path captured, still encoded: an encoded slash is part of a name,
+/// a bare one is not.
+pub fn find<'p>(method: &Method, path: &'p str) -> Option<(&'static Route, Vec<(&'static str, &'p str)>)> {
+    ROUTES.iter().filter(|route| route.method == *method).find_map(|route| Some((route, captured(route.path, path)?)))
+}
+
+fn captured<'p>(pattern: &'static str, path: &'p str) -> Option<Vec<(&'static str, &'p str)>> {
+    let (mut wanted, mut given) = (pattern.split('/'), path.split('/'));
+    let mut captures = Vec::new();
+    loop {
+        match (wanted.next(), given.next()) {
+            (None, None) => return Some(captures),
+            (Some(wanted), Some(given)) => match wanted.strip_prefix('{').and_then(|name| name.strip_suffix('}')) {
+                Some(name) => captures.push((name, given)),
+                None if wanted == given => {}
+                None => return None,
+            },
+            (Some(_), None) | (None, Some(_)) => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_is_found_by_its_own_path_and_no_other() {
+        for route in ROUTES {
+            let path = route.path.replace(['{', '}'], "");
+            let (found, captures) = find(&route.method, &path).unwrap();
+            assert_eq!(found.name, route.name);
+            assert!(captures.iter().all(|(name, given)| name == given));
+        }
+        assert_eq!(ROUTES.len(), 30);
+    }
+
+    #[test]
+    fn a_bare_slash_ends_a_name() {
+        assert!(find(&Method::GET, "/2025-09-09/microvm-images/arn:aws:lambda:r:1:microvm-image/x").is_none());
+        assert!(find(&Method::GET, "/2025-09-09/microvms/a/b").is_none());
+        assert!(find(&Method::GET, "").is_none());
+    }
+}

@@ -1,0 +1,448 @@
+//! The API from the outside, over operations that answer from a table.
+
+use std::sync::Arc;
+
+use api::{
+    arn::ImageArn,
+    catalogue,
+    error::ServiceError,
+    ids::{BuildId, EndpointId, ImageId, ImageVersion, MicrovmId},
+    images::{
+        Architecture, BuildState, Chipset, CreateMicrovmImageRequest, CreateMicrovmImageResponse,
+        DeleteMicrovmImageRequest, DeleteMicrovmImageResponse, GetMicrovmImageBuildRequest,
+        GetMicrovmImageBuildResponse, GetMicrovmImageRequest, GetMicrovmImageResponse, GetMicrovmImageVersionRequest,
+        GetMicrovmImageVersionResponse, ImageState, ListMicrovmImageBuildsRequest, ListMicrovmImageBuildsResponse,
+        ListMicrovmImagesRequest, ListMicrovmImagesResponse, MicrovmImageBuildSummary, MicrovmImageSummary,
+        VersionState, VersionStatus,
+    },
+    input::BODY_BYTES_MAX,
+    microvms::{
+        CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, GetMicrovmRequest, GetMicrovmResponse,
+        ListMicrovmsRequest, ListMicrovmsResponse, MicrovmItem, MicrovmState, ResumeMicrovmRequest,
+        ResumeMicrovmResponse, RunMicrovmRequest, RunMicrovmResponse, SuspendMicrovmRequest, SuspendMicrovmResponse,
+        TerminateMicrovmRequest, TerminateMicrovmResponse,
+    },
+    page::Page,
+    sensitive::Sensitive,
+    timestamp::Timestamp,
+};
+use axum::body::{Body, to_bytes};
+use http::{HeaderMap, Request, Response};
+use serde_json::{Value, json};
+use time::{Duration, OffsetDateTime};
+use tower::ServiceExt;
+
+use super::{Operations, router};
+use crate::auth::{
+    AccessKey, Authenticator, Caller,
+    sigv4::{self, Scope, Signed},
+};
+
+const REGION: &str = "us-east-1";
+const ACCOUNT: &str = "123456789012";
+const IMAGE: &str = "arn%3Aaws%3Alambda%3Aus-east-1%3A123456789012%3Amicrovm-image%3Ashop";
+const ID: u128 = 0x0000_0000_0000_4000_8000_0000_0000_0001;
+const MICROVM: &str = "microvm-00000000-0000-4000-8000-000000000001";
+
+struct Table;
+
+fn image_arn() -> ImageArn {
+    ImageArn::new(REGION, ACCOUNT, "shop")
+}
+
+fn image_id() -> ImageId {
+    uuid::Uuid::from_u128(ID).to_string().parse().unwrap()
+}
+
+fn build() -> MicrovmImageBuildSummary {
+    MicrovmImageBuildSummary {
+        image_arn: image_arn(),
+        image_version: ImageVersion::FIRST,
+        build_id: uuid::Uuid::from_u128(ID).to_string().parse::<BuildId>().unwrap(),
+        build_state: BuildState::Pending,
+        architecture: Architecture::X86_64,
+        chipset: Chipset::Intel,
+        chipset_generation: "1".into(),
+        state_reason: None,
+        created_at: Timestamp::from_unix_ms(1_500),
+    }
+}
+
+fn microvm() -> GetMicrovmResponse {
+    GetMicrovmResponse {
+        microvm_id: MICROVM.parse::<MicrovmId>().unwrap(),
+        state: MicrovmState::Pending,
+        endpoint: format!("{}.lambda-microvm.us-east-1.on.aws", EndpointId::random()),
+        image_arn: image_arn(),
+        image_version: ImageVersion::FIRST,
+        execution_role_arn: None,
+        idle_policy: None,
+        maximum_duration_in_seconds: 28_800,
+        started_at: Timestamp::from_unix_ms(1_500),
+        terminated_at: None,
+        state_reason: None,
+        ingress_network_connectors: vec![],
+        egress_network_connectors: vec![],
+    }
+}
+
+#[async_trait::async_trait]
+impl Operations for Table {
+    async fn create_microvm_image(
+        &self,
+        _: &Caller,
+        request: CreateMicrovmImageRequest,
+    ) -> Result<CreateMicrovmImageResponse, ServiceError> {
+        let plan = request.plan(REGION, Architecture::X86_64)?;
+        Ok(CreateMicrovmImageResponse {
+            image_arn: image_arn(),
+            name: request.name,
+            id: image_id(),
+            state: ImageState::Creating,
+            image_version: ImageVersion::FIRST,
+            latest_active_image_version: None,
+            latest_failed_image_version: None,
+            created_at: Timestamp::from_unix_ms(1_500),
+            updated_at: Some(Timestamp::from_unix_ms(1_500)),
+            configuration: plan.configuration,
+            tags: request.tags,
+        })
+    }
+
+    async fn get_microvm_image(
+        &self,
+        _: &Caller,
+        request: GetMicrovmImageRequest,
+    ) -> Result<GetMicrovmImageResponse, ServiceError> {
+        if request.image != image_arn() {
+            return Err(catalogue::unknown_image(&request.image));
+        }
+        Ok(GetMicrovmImageResponse {
+            image_arn: request.image,
+            name: "shop".into(),
+            id: image_id(),
+            state: ImageState::Created,
+            latest_active_image_version: Some(ImageVersion::FIRST),
+            latest_failed_image_version: None,
+            created_at: Timestamp::from_unix_ms(1_500),
+            updated_at: None,
+            tags: Default::default(),
+        })
+    }
+
+    async fn list_microvm_images(
+        &self,
+        _: &Caller,
+        request: ListMicrovmImagesRequest,
+    ) -> Result<ListMicrovmImagesResponse, ServiceError> {
+        let summary = MicrovmImageSummary {
+            image_arn: image_arn(),
+            name: "shop".into(),
+            id: image_id(),
+            state: ImageState::Created,
+            latest_active_image_version: None,
+            latest_failed_image_version: None,
+            created_at: Timestamp::from_unix_ms(1_500),
+        };
+        // What came in the query goes out again, so that a test can see how it was read.
+        Ok(Page { items: vec![summary], next_token: request.page.next_token.or(request.name_filter) })
+    }
+
+    async fn get_microvm_image_version(
+        &self,
+        _: &Caller,
+        request: GetMicrovmImageVersionRequest,
+    ) -> Result<GetMicrovmImageVersionResponse, ServiceError> {
+        let body = json!({
+            "name": "shop",
+            "baseImageArn": api::images::base_image_arn(REGION),
+            "buildRoleArn": "arn:aws:iam::123456789012:role/build",
+            "codeArtifact": { "uri": "s3://code/shop.zip" },
+        });
+        let create: CreateMicrovmImageRequest = serde_json::from_value(body).unwrap();
+        Ok(GetMicrovmImageVersionResponse {
+            image_arn: request.image,
+            image_version: request.image_version.parse().unwrap(),
+            state: VersionState::Successful,
+            status: VersionStatus::Active,
+            state_reason: None,
+            configuration: create.plan(REGION, Architecture::X86_64)?.configuration,
+            tags: None,
+            created_at: Timestamp::from_unix_ms(1_500),
+            updated_at: None,
+        })
+    }
+
+    async fn list_microvm_image_builds(
+        &self,
+        _: &Caller,
+        _: ListMicrovmImageBuildsRequest,
+    ) -> Result<ListMicrovmImageBuildsResponse, ServiceError> {
+        Ok(Page { items: vec![build()], next_token: None })
+    }
+
+    async fn get_microvm_image_build(
+        &self,
+        _: &Caller,
+        _: GetMicrovmImageBuildRequest,
+    ) -> Result<GetMicrovmImageBuildResponse, ServiceError> {
+        Ok(GetMicrovmImageBuildResponse { build: build(), snapshot_build: None })
+    }
+
+    async fn delete_microvm_image(
+        &self,
+        _: &Caller,
+        request: DeleteMicrovmImageRequest,
+    ) -> Result<DeleteMicrovmImageResponse, ServiceError> {
+        Ok(DeleteMicrovmImageResponse { image_identifier: request.image, state: ImageState::Deleting })
+    }
+
+    async fn run_microvm(&self, _: &Caller, request: RunMicrovmRequest) -> Result<RunMicrovmResponse, ServiceError> {
+        match request.image.name.as_str() {
+            "full" => Err(catalogue::insufficient_capacity()),
+            "busy" => Err(ServiceError::Throttling { message: "Rate exceeded".into(), retry_after_seconds: Some(2) }),
+            "broken" => panic!("a bug"),
+            _ => Ok(microvm()),
+        }
+    }
+
+    async fn get_microvm(&self, _: &Caller, request: GetMicrovmRequest) -> Result<GetMicrovmResponse, ServiceError> {
+        match request.microvm_identifier == MICROVM {
+            true => Ok(microvm()),
+            false => Err(catalogue::unknown_microvm(request.microvm_identifier)),
+        }
+    }
+
+    async fn list_microvms(&self, _: &Caller, _: ListMicrovmsRequest) -> Result<ListMicrovmsResponse, ServiceError> {
+        let GetMicrovmResponse { microvm_id, state, image_arn, image_version, started_at, .. } = microvm();
+        Ok(Page {
+            items: vec![MicrovmItem { microvm_id, state, image_arn, image_version, started_at }],
+            next_token: None,
+        })
+    }
+
+    async fn suspend_microvm(
+        &self,
+        _: &Caller,
+        _: SuspendMicrovmRequest,
+    ) -> Result<SuspendMicrovmResponse, ServiceError> {
+        Ok(SuspendMicrovmResponse {})
+    }
+
+    async fn resume_microvm(&self, _: &Caller, _: ResumeMicrovmRequest) -> Result<ResumeMicrovmResponse, ServiceError> {
+        Ok(ResumeMicrovmResponse {})
+    }
+
+    async fn terminate_microvm(
+        &self,
+        _: &Caller,
+        _: TerminateMicrovmRequest,
+    ) -> Result<TerminateMicrovmResponse, ServiceError> {
+        Ok(TerminateMicrovmResponse {})
+    }
+
+    async fn create_microvm_auth_token(
+        &self,
+        caller: &Caller,
+        request: CreateMicrovmAuthTokenRequest,
+    ) -> Result<CreateMicrovmAuthTokenResponse, ServiceError> {
+        request.plan()?;
+        Ok(CreateMicrovmAuthTokenResponse::new(caller.access_key_id.clone()))
+    }
+}
+
+/// What a client holds.
+struct Client {
+    key: &'static str,
+    secret: &'static str,
+    clock: OffsetDateTime,
+}
+
+impl Client {
+    fn new() -> Self {
+        Self { key: "AKIDEXAMPLE", secret: "secret", clock: OffsetDateTime::now_utc() }
+    }
+
+    fn signed(&self, method: &str, target: &str, body: &str) -> Request<Body> {
+        let day = self.clock.format(time::macros::format_description!("[year][month][day]")).unwrap();
+        let stamp =
+            self.clock.format(time::macros::format_description!("[year][month][day]T[hour][minute][second]Z")).unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert("host", "localhost".parse().unwrap());
+        headers.insert("x-amz-date", stamp.parse().unwrap());
+        let names = ["host".to_owned(), "x-amz-date".to_owned()];
+        let uri = target.parse().unwrap();
+        let signed = Signed { method, uri: &uri, headers: &headers, names: &names, body: body.as_bytes() };
+        let scope = Scope { date: day.clone(), region: REGION.into(), service: "lambda".into() };
+        let string = sigv4::string_to_sign(&stamp, &scope, &sigv4::canonical_request(&signed).unwrap());
+        let signature = hex::encode(sigv4::signature(self.secret, &scope, &string));
+        let authorization = format!(
+            "AWS4-HMAC-SHA256 Credential={}/{day}/{REGION}/lambda/aws4_request, SignedHeaders=host;x-amz-date, \
+             Signature={signature}",
+            self.key
+        );
+        headers.insert("authorization", authorization.parse().unwrap());
+        let mut request = Request::builder().method(method).uri(uri).body(Body::from(body.to_owned())).unwrap();
+        *request.headers_mut() = headers;
+        request
+    }
+}
+
+async fn sent(request: Request<Body>) -> (Response<()>, Value) {
+    let key = AccessKey { id: "AKIDEXAMPLE".into(), secret: Sensitive::new("secret") };
+    let auth = Authenticator::new(vec![key], REGION.into(), ACCOUNT.into());
+    let response = router(Arc::new(Table), Arc::new(auth)).oneshot(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    assert_eq!(parts.headers["content-type"], "application/json");
+    assert_eq!(parts.headers["x-amzn-requestid"].len(), 36);
+    assert_eq!(parts.headers.contains_key("x-amzn-errortype"), !parts.status.is_success());
+    let body = to_bytes(body, 1 << 20).await.unwrap();
+    (Response::from_parts(parts, ()), serde_json::from_slice(&body).unwrap())
+}
+
+async fn called(method: &str, target: &str, body: Value) -> (u16, String, Value) {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let (response, body) = sent(Client::new().signed(method, target, &body)).await;
+    let kind = response.headers().get("x-amzn-errortype").map(|kind| kind.to_str().unwrap().to_owned());
+    (response.status().as_u16(), kind.unwrap_or_default(), body)
+}
+
+#[tokio::test]
+async fn every_operation_answers_with_its_own_status_and_members() {
+    let create = json!({
+        "name": "shop",
+        "baseImageArn": api::images::base_image_arn(REGION),
+        "buildRoleArn": "arn:aws:iam::123456789012:role/build",
+        "codeArtifact": { "uri": "s3://code/shop.zip" },
+        "clientToken": "t",
+    });
+    let run = json!({ "imageIdentifier": "arn:aws:lambda:us-east-1:123456789012:microvm-image:shop" });
+    let token = json!({ "expirationInMinutes": 5, "allowedPorts": [{ "port": 8080 }] });
+    let images = "/2025-09-09/microvm-images";
+    let version = format!("{images}/{IMAGE}/versions/1.0");
+    let machine = format!("/2025-09-09/microvms/{MICROVM}");
+    let mut transcript = String::new();
+    for (method, target, body) in [
+        ("POST", images.to_owned(), create),
+        ("GET", format!("{images}/{IMAGE}"), Value::Null),
+        ("GET", format!("{images}?nameFilter=a%2Bb"), Value::Null),
+        ("GET", version.clone(), Value::Null),
+        ("GET", format!("{version}/builds?architecture=X86_64"), Value::Null),
+        ("GET", format!("{version}/builds/b"), Value::Null),
+        ("DELETE", format!("{images}/{IMAGE}"), Value::Null),
+        ("POST", "/2025-09-09/microvms".to_owned(), run),
+        ("GET", machine.clone(), Value::Null),
+        ("GET", "/2025-09-09/microvms".to_owned(), Value::Null),
+        ("POST", format!("{machine}/suspend"), Value::Null),
+        ("POST", format!("{machine}/resume"), json!({})),
+        ("DELETE", machine.clone(), Value::Null),
+        ("POST", format!("{machine}/auth-token"), token),
+    ] {
+        let (status, kind, mut body) = called(method, &target, body).await;
+        assert_eq!(kind, "", "{method} {target}: {body}");
+        if let Some(endpoint) = body.get_mut("endpoint") {
+            *endpoint = "(random)".into();
+        }
+        transcript.push_str(&format!("{method} {target} {status}\n{body:#}\n\n"));
+    }
+    insta::assert_snapshot!(transcript);
+}
+
+#[tokio::test]
+async fn colons_may_be_bare_but_slashes_are_not_part_of_a_name() {
+    let bare = IMAGE.replace("%3A", ":");
+    let (status, _, body) = called("GET", &format!("/2025-09-09/microvm-images/{bare}"), Value::Null).await;
+    assert_eq!((status, &body["name"]), (200, &json!("shop")));
+    let slashed = bare.replace("microvm-image:", "microvm-image/");
+    let (status, kind, _) = called("GET", &format!("/2025-09-09/microvm-images/{slashed}"), Value::Null).await;
+    assert_eq!((status, kind.as_str()), (404, "UnknownOperationException"));
+}
+
+#[tokio::test]
+async fn errors_carry_their_type_in_a_header() {
+    let (status, kind, body) = called("GET", "/2025-09-09/microvms/microvm-x", Value::Null).await;
+    assert_eq!((status, kind.as_str()), (404, "ResourceNotFoundException"));
+    assert_eq!(body, json!({ "message": "MicroVM not found: microvm-x", "resourceId": null, "resourceType": null }));
+    let run = |name: &str| json!({ "imageIdentifier": image_arn().to_string().replace("shop", name) });
+    let (status, kind, _) = called("POST", "/2025-09-09/microvms", run("full")).await;
+    assert_eq!((status, kind.as_str()), (500, "InsufficientCapacityException"));
+    let (status, kind, _) = called("POST", "/2025-09-09/microvms", json!({})).await;
+    assert_eq!((status, kind.as_str()), (400, "ValidationException"));
+    let body = run("busy").to_string();
+    let (response, _) = sent(Client::new().signed("POST", "/2025-09-09/microvms", &body)).await;
+    assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (429, &"2".parse().unwrap()));
+}
+
+#[tokio::test]
+async fn a_bug_in_an_operation_is_an_internal_error() {
+    let body = json!({ "imageIdentifier": image_arn().to_string().replace("shop", "broken") });
+    let (status, kind, body) = called("POST", "/2025-09-09/microvms", body).await;
+    assert_eq!((status, kind.as_str()), (500, "InternalServerException"));
+    assert_eq!(body, json!({ "message": "An internal error occurred." }));
+}
+
+#[tokio::test]
+async fn operations_that_are_not_there_are_named() {
+    let (status, kind, body) = called("GET", "/2025-09-09/managed-microvm-images", Value::Null).await;
+    assert_eq!((status, kind.as_str()), (404, "UnknownOperationException"));
+    assert_eq!(body, json!({ "message": "Pilotlight does not support the operation ListManagedMicrovmImages yet." }));
+    for (method, path) in [("GET", "/"), ("PUT", "/2025-09-09/microvms"), ("GET", "/2015-03-31/functions")] {
+        let (status, kind, _) = called(method, path, Value::Null).await;
+        assert_eq!((status, kind.as_str()), (404, "UnknownOperationException"), "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_refused_without_a_word() {
+    for target in
+        ["/2025-09-09/microvms?nextToken=a=b", "/2025-09-09/microvms/%FF", "/2025-09-09/microvms?maxResults=x"]
+    {
+        let (status, kind, body) = called("GET", target, Value::Null).await;
+        assert_eq!(
+            (status, kind.as_str(), body),
+            (400, "SerializationException", json!({ "message": null })),
+            "{target}"
+        );
+    }
+    let (response, body) = sent(Client::new().signed("POST", "/2025-09-09/microvms", "{\"imageIdentifier\"")).await;
+    assert_eq!((response.status().as_u16(), body), (400, json!({ "message": null })));
+    let (_, _, body) = called("GET", "/2025-09-09/microvm-images?nextToken=a%2Bb%2F%3D%3D", Value::Null).await;
+    assert_eq!(body["nextToken"], "a+b/==");
+}
+
+#[tokio::test]
+async fn a_body_has_a_limit_announced_or_not() {
+    let body = " ".repeat(BODY_BYTES_MAX + 1);
+    let mut request = Client::new().signed("POST", "/2025-09-09/microvms", &body);
+    let (response, _) = sent(request).await;
+    assert_eq!(response.status(), 413);
+    request = Client::new().signed("POST", "/2025-09-09/microvms", "");
+    request.headers_mut().insert("content-length", "1048577".parse().unwrap());
+    assert_eq!(sent(request).await.0.status(), 413);
+}
+
+#[tokio::test]
+async fn strangers_are_refused() {
+    let refused = async |request: Request<Body>, kind: &str| {
+        let (response, body) = sent(request).await;
+        assert_eq!(response.status(), 403);
+        assert_eq!(response.headers()["x-amzn-errortype"], kind, "{body}");
+        assert!(body["message"].is_string());
+    };
+    let target = "/2025-09-09/microvms";
+    let unsigned = Request::builder().uri(target).body(Body::empty()).unwrap();
+    refused(unsigned, "MissingAuthenticationTokenException").await;
+    let client = Client { key: "AKIDOTHER", ..Client::new() };
+    refused(client.signed("GET", target, ""), "UnrecognizedClientException").await;
+    let client = Client { secret: "guess", ..Client::new() };
+    refused(client.signed("GET", target, ""), "InvalidSignatureException").await;
+    for minutes in [-6, 6] {
+        let client = Client { clock: OffsetDateTime::now_utc() + Duration::minutes(minutes), ..Client::new() };
+        refused(client.signed("GET", target, ""), "InvalidSignatureException").await;
+    }
+    let mut tampered = Client::new().signed("POST", target, "{}");
+    *tampered.body_mut() = Body::from("{ }");
+    refused(tampered, "InvalidSignatureException").await;
+    let unsigned = Request::builder().uri("/no/such/operation").body(Body::empty()).unwrap();
+    refused(unsigned, "MissingAuthenticationTokenException").await;
+}

@@ -1,0 +1,7 @@
+//! Images: what they are made from, how they are built, how they go.
+
+pub(crate) mod build;
+pub(crate) mod delete;
+pub(crate) mod operations;
+pub(crate) mod record;
+pub(crate) mod state;

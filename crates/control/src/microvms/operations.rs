@@ -1,0 +1,237 @@
+//! The microVM operations.
+
+use std::sync::Arc;
+
+use api::{
+    catalogue,
+    error::ServiceError,
+    host::{ImageRef, MicrovmSpec},
+    ids::{EndpointId, ImageVersion, MicrovmId},
+    microvms::{
+        CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, GetMicrovmResponse, ListMicrovmsRequest,
+        ListMicrovmsResponse, MicrovmItem, RunMicrovmRequest, RunMicrovmResponse, RunPlan,
+    },
+    page,
+    timestamp::Timestamp,
+    token::{Claims, Grant},
+};
+use sqlx::SqliteConnection;
+
+use super::{
+    admission::{Refusal, Request},
+    handle::{AskError, Handle},
+    record::{Contract, Fate, Record},
+    state::State,
+};
+use crate::{
+    idempotency::{ClientToken, Meaning, meaning},
+    images::{operations::image_of, record::Version, state::can_run},
+    pages::Page,
+    shared::{Shared, hidden, stopping},
+    store::{commit, images as image_rows, microvms as rows, tokens},
+};
+
+/// `RunMicrovm`.
+pub(crate) async fn run(
+    shared: &Arc<Shared>,
+    mut request: RunMicrovmRequest,
+) -> Result<RunMicrovmResponse, ServiceError> {
+    let plan = request.plan(&shared.config.region)?;
+    let token = request.client_token.take().map(|token| ClientToken::new("RunMicrovm", token, &request));
+    let own = shared.clone();
+    shared
+        .carry_through(async move {
+            let mut transaction = own.store.begin().await.map_err(hidden)?;
+            let now = own.now();
+            if let Some(token) = &token
+                && let Some(record) = replayed(&mut transaction, token, now).await?
+            {
+                return Ok(response(&own, Record { fate: Fate::pending(), ..record }));
+            }
+            let version = runnable(&own, &mut transaction, &request).await?;
+            if request.run_hook_payload.is_some() && version.definition.plan.hooks.run.is_none() {
+                return Err(catalogue::payload_without_run_hook());
+            }
+            let alive = rows::count_alive(&mut transaction, None).await.map_err(hidden)?;
+            if alive >= i64::from(own.config.microvms_max) {
+                return Err(catalogue::memory_quota_exceeded());
+            }
+            let (spec, contract) = agreed(&own, request, plan, version);
+            let endpoint = EndpointId::random();
+            let record = rows::insert(&mut transaction, spec, endpoint, contract, now).await.map_err(hidden)?;
+            if let Some(token) = &token {
+                let id = record.spec.microvm_id.to_string();
+                tokens::keep(&mut transaction, token, &id, now).await.map_err(hidden)?;
+            }
+            commit(transaction).await.map_err(hidden)?;
+            super::start(&own, record.clone(), None, false);
+            Ok(response(&own, record))
+        })
+        .await
+}
+
+/// The microVM that a token stands for, if it does and that one lives.
+async fn replayed(
+    connection: &mut SqliteConnection,
+    token: &ClientToken,
+    now: i64,
+) -> Result<Option<Record>, ServiceError> {
+    let kept = tokens::find(connection, token).await.map_err(hidden)?;
+    let (resource_id, same) = match meaning(token, kept, now) {
+        Meaning::Fresh => return Ok(None),
+        Meaning::Replay { resource_id } => (resource_id, true),
+        Meaning::Mismatch { resource_id } => (resource_id, false),
+    };
+    let Ok(id) = resource_id.parse() else { return Ok(None) };
+    let record = rows::find(connection, &id).await.map_err(hidden)?;
+    match record.filter(|it| !matches!(it.fate.state, State::Terminating | State::Terminated)) {
+        Some(_) if !same => Err(catalogue::client_token_reused()),
+        record => Ok(record),
+    }
+}
+
+/// The version to launch: the one asked for, or the newest active one.
+async fn runnable(
+    shared: &Shared,
+    connection: &mut SqliteConnection,
+    request: &RunMicrovmRequest,
+) -> Result<Version, ServiceError> {
+    let none = || catalogue::no_active_version(&request.image, request.image_version.as_deref());
+    let image = image_of(shared, connection, &request.image).await.map_err(hidden)?.ok_or_else(none)?;
+    let version: ImageVersion = match &request.image_version {
+        Some(written) => written.parse().map_err(|_| none())?,
+        None => image.latest_active.ok_or_else(none)?,
+    };
+    let reference = ImageRef { image_id: image.id, version };
+    let version = image_rows::find_version(connection, &reference).await.map_err(hidden)?.ok_or_else(none)?;
+    if can_run(image.state, version.state, version.status) { Ok(version) } else { Err(none()) }
+}
+
+fn agreed(shared: &Shared, request: RunMicrovmRequest, plan: RunPlan, version: Version) -> (MicrovmSpec, Contract) {
+    let region = &shared.config.region;
+    let spec = MicrovmSpec {
+        microvm_id: MicrovmId::random(),
+        image: version.image,
+        size: version.definition.plan.size,
+        hooks: version.definition.plan.hooks,
+        run_hook_payload: request.run_hook_payload.map(|payload| payload.expose().to_owned()),
+    };
+    let contract = Contract {
+        image_arn: request.image,
+        execution_role_arn: request.execution_role_arn,
+        idle_policy: request.idle_policy,
+        maximum_duration_s: plan.maximum_duration_in_seconds,
+        ingress: plan.ingress.iter().map(|connector| connector.arn(region)).collect(),
+        egress: match plan.egress {
+            Some(egress) => egress.iter().map(|connector| connector.arn(region)).collect(),
+            None => version.definition.configuration.egress_network_connectors.unwrap_or_default(),
+        },
+    };
+    (spec, contract)
+}
+
+fn response(shared: &Shared, record: Record) -> GetMicrovmResponse {
+    let Record { spec, endpoint, contract, started_at, fate, .. } = record;
+    GetMicrovmResponse {
+        microvm_id: spec.microvm_id,
+        state: fate.state,
+        endpoint: shared.endpoint(&endpoint),
+        image_arn: contract.image_arn,
+        image_version: spec.image.version,
+        execution_role_arn: contract.execution_role_arn,
+        idle_policy: contract.idle_policy,
+        maximum_duration_in_seconds: contract.maximum_duration_s,
+        started_at: Timestamp::from_unix_ms(started_at),
+        terminated_at: fate.terminated_at.map(Timestamp::from_unix_ms),
+        state_reason: fate.reason,
+        ingress_network_connectors: contract.ingress,
+        egress_network_connectors: contract.egress,
+    }
+}
+
+/// `GetMicrovm`.
+pub(crate) async fn get(shared: &Shared, identifier: &str) -> Result<GetMicrovmResponse, ServiceError> {
+    let unknown = || catalogue::unknown_microvm(identifier);
+    let id = identifier.parse().map_err(|_| unknown())?;
+    let mut connection = shared.store.read().await.map_err(hidden)?;
+    let record = rows::find(&mut connection, &id).await.map_err(hidden)?.ok_or_else(unknown)?;
+    Ok(response(shared, record))
+}
+
+/// `ListMicrovms`.
+pub(crate) async fn list(shared: &Shared, request: ListMicrovmsRequest) -> Result<ListMicrovmsResponse, ServiceError> {
+    let written = request.image_version.as_deref();
+    let list = format!(
+        "microvms {} {}",
+        request.image.as_ref().map(ToString::to_string).unwrap_or_default(),
+        written.unwrap_or_default()
+    );
+    let page = Page::asked(&list, &request.page).map_err(|_| catalogue::unreadable_input())?;
+    let mut connection = shared.store.read().await.map_err(hidden)?;
+    let mut filter = rows::Filter::default();
+    if let Some(arn) = &request.image {
+        let image = image_of(shared, &mut connection, arn).await.map_err(hidden)?;
+        filter.image = Some(image.ok_or_else(|| catalogue::unknown_image(arn))?.id);
+    }
+    if let Some(written) = written {
+        let Ok(version) = written.parse() else {
+            // No microVM is of a version that cannot be.
+            return Ok(page::Page { items: vec![], next_token: None });
+        };
+        filter.version = Some(version);
+    }
+    let mut records = rows::list(&mut connection, filter, page.before, page.fetch()).await.map_err(hidden)?;
+    let next_token = page.cut(&list, &mut records, |record| record.sequence);
+    let items = records
+        .into_iter()
+        .map(|record| MicrovmItem {
+            microvm_id: record.spec.microvm_id,
+            state: record.fate.state,
+            image_arn: record.contract.image_arn,
+            image_version: record.spec.image.version,
+            started_at: Timestamp::from_unix_ms(record.started_at),
+        })
+        .collect();
+    Ok(page::Page { items, next_token })
+}
+
+fn handle(shared: &Shared, identifier: &str) -> Result<Arc<Handle>, ServiceError> {
+    let unknown = || catalogue::unknown_microvm(identifier);
+    let id = identifier.parse().map_err(|_| unknown())?;
+    shared.registry.get(&id).ok_or_else(unknown)
+}
+
+/// `SuspendMicrovm`, `ResumeMicrovm` and `TerminateMicrovm`: returns once what was asked is sure to happen.
+pub(crate) async fn ask(shared: &Shared, identifier: &str, request: Request) -> Result<(), ServiceError> {
+    let handle = handle(shared, identifier)?;
+    shared.accepting()?;
+    handle.ask(request).await.map_err(|error| match error {
+        AskError::Refused(Refusal::Ended) => catalogue::microvm_terminated(identifier),
+        AskError::Refused(Refusal::Asleep) => catalogue::microvm_state_conflict(identifier, State::Suspended),
+        AskError::Stopping => stopping(),
+        AskError::Late => ServiceError::InternalServer {
+            message: "The MicroVM did not take the request in time.".into(),
+            retry_after_seconds: Some(1),
+        },
+        AskError::Store(_) => catalogue::internal_error(),
+    })
+}
+
+/// `CreateMicrovmAuthToken`. It wakes nothing; a microVM that has ended gets none.
+pub(crate) fn create_token(
+    shared: &Shared,
+    request: &CreateMicrovmAuthTokenRequest,
+) -> Result<CreateMicrovmAuthTokenResponse, ServiceError> {
+    let plan = request.plan()?;
+    let handle = handle(shared, &request.microvm_identifier)?;
+    if matches!(handle.status().borrow().state, State::Terminating | State::Terminated) {
+        return Err(catalogue::microvm_terminated(&request.microvm_identifier));
+    }
+    let now = u64::try_from(shared.now() / 1000).unwrap_or(0);
+    let claims = Claims {
+        microvm_id: handle.microvm_id,
+        grant: Grant::Http(plan.ports),
+        expires_unix: now + plan.lifetime.as_secs(),
+    };
+    Ok(CreateMicrovmAuthTokenResponse::new(shared.token_key.seal(&claims)))
+}

@@ -1,0 +1,62 @@
+//! The microVMs there are, in memory: the way of every request to an endpoint, with no database on it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use api::{
+    connector::ManagedConnector,
+    ids::{EndpointId, MicrovmId},
+};
+
+use super::handle::Handle;
+
+#[derive(Debug, Default)]
+struct Maps {
+    by_id: HashMap<MicrovmId, Arc<Handle>>,
+    by_endpoint: HashMap<EndpointId, MicrovmId>,
+}
+
+/// Handles by id and by endpoint. A microVM that has ended stays for as long as its record does.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    maps: RwLock<Maps>,
+}
+
+impl Registry {
+    /// Adds a microVM. The endpoint of one without ingress leads nowhere.
+    pub(crate) fn insert(&self, handle: Arc<Handle>, region: &str) {
+        let closed = handle.contract.ingress.contains(&ManagedConnector::NoIngress.arn(region));
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        if !closed {
+            maps.by_endpoint.insert(handle.endpoint, handle.microvm_id);
+        }
+        maps.by_id.insert(handle.microvm_id, handle);
+    }
+
+    /// The microVM of this id.
+    pub(crate) fn get(&self, id: &MicrovmId) -> Option<Arc<Handle>> {
+        self.maps.read().unwrap_or_else(PoisonError::into_inner).by_id.get(id).cloned()
+    }
+
+    /// The microVM behind this endpoint.
+    pub(crate) fn at(&self, endpoint: &EndpointId) -> Option<MicrovmId> {
+        self.maps.read().unwrap_or_else(PoisonError::into_inner).by_endpoint.get(endpoint).copied()
+    }
+
+    /// Restarts a microVM's idle clock.
+    pub(crate) fn touch(&self, id: &MicrovmId) {
+        if let Some(handle) = self.maps.read().unwrap_or_else(PoisonError::into_inner).by_id.get(id) {
+            handle.touch();
+        }
+    }
+
+    /// Forgets a microVM.
+    pub(crate) fn remove(&self, id: &MicrovmId) {
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = maps.by_id.remove(id) {
+            maps.by_endpoint.remove(&handle.endpoint);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Control as the HTTP front sees it: each operation is handed to the part that knows it. There is one account, and who
+//! has a key to it may do everything in it; a caller of another account has nothing here.
+
+use api::{
+    error::ServiceError,
+    images::{
+        CreateMicrovmImageRequest, CreateMicrovmImageResponse, DeleteMicrovmImageRequest, DeleteMicrovmImageResponse,
+        GetMicrovmImageBuildRequest, GetMicrovmImageBuildResponse, GetMicrovmImageRequest, GetMicrovmImageResponse,
+        GetMicrovmImageVersionRequest, GetMicrovmImageVersionResponse, ListMicrovmImageBuildsRequest,
+        ListMicrovmImageBuildsResponse, ListMicrovmImagesRequest, ListMicrovmImagesResponse,
+    },
+    microvms::{
+        CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, GetMicrovmRequest, GetMicrovmResponse,
+        ListMicrovmsRequest, ListMicrovmsResponse, ResumeMicrovmRequest, ResumeMicrovmResponse, RunMicrovmRequest,
+        RunMicrovmResponse, SuspendMicrovmRequest, SuspendMicrovmResponse, TerminateMicrovmRequest,
+        TerminateMicrovmResponse,
+    },
+};
+
+use crate::{
+    Control,
+    auth::Caller,
+    http::Operations,
+    images::operations as images,
+    microvms::{admission::Request, operations as microvms},
+};
+
+impl Control {
+    fn admit(&self, caller: &Caller) -> Result<(), ServiceError> {
+        if caller.account == self.shared.config.account {
+            Ok(())
+        } else {
+            Err(ServiceError::AccessDenied { message: None })
+        }
+    }
+}
+
+macro_rules! operations {
+    ($($method:ident($control:ident, $input:ident: $request:ident) -> $response:ident $answer:block)+) => {
+        #[async_trait::async_trait]
+        impl Operations for Control {
+            $(
+                async fn $method(&self, caller: &Caller, $input: $request) -> Result<$response, ServiceError> {
+                    self.admit(caller)?;
+                    let $control = &self.shared;
+                    $answer
+                }
+            )+
+        }
+    };
+}
+
+operations! {
+    create_microvm_image(shared, request: CreateMicrovmImageRequest) -> CreateMicrovmImageResponse {
+        images::create(shared, request).await
+    }
+    get_microvm_image(shared, request: GetMicrovmImageRequest) -> GetMicrovmImageResponse {
+        images::get(shared, request).await
+    }
+    list_microvm_images(shared, request: ListMicrovmImagesRequest) -> ListMicrovmImagesResponse {
+        images::list(shared, request).await
+    }
+    get_microvm_image_version(shared, request: GetMicrovmImageVersionRequest) -> GetMicrovmImageVersionResponse {
+        images::get_version(shared, request).await
+    }
+    list_microvm_image_builds(shared, request: ListMicrovmImageBuildsRequest) -> ListMicrovmImageBuildsResponse {
+        images::list_builds(shared, request).await
+    }
+    get_microvm_image_build(shared, request: GetMicrovmImageBuildRequest) -> GetMicrovmImageBuildResponse {
+        images::get_build(shared, request).await
+    }
+    delete_microvm_image(shared, request: DeleteMicrovmImageRequest) -> DeleteMicrovmImageResponse {
+        images::remove(shared, request).await
+    }
+    run_microvm(shared, request: RunMicrovmRequest) -> RunMicrovmResponse {
+        microvms::run(shared, request).await
+    }
+    get_microvm(shared, request: GetMicrovmRequest) -> GetMicrovmResponse {
+        microvms::get(shared, &request.microvm_identifier).await
+    }
+    list_microvms(shared, request: ListMicrovmsRequest) -> ListMicrovmsResponse {
+        microvms::list(shared, request).await
+    }
+    suspend_microvm(shared, request: SuspendMicrovmRequest) -> SuspendMicrovmResponse {
+        microvms::ask(shared, &request.microvm_identifier, Request::Suspend).await?;
+        Ok(SuspendMicrovmResponse {})
+    }
+    resume_microvm(shared, request: ResumeMicrovmRequest) -> ResumeMicrovmResponse {
+        microvms::ask(shared, &request.microvm_identifier, Request::Resume).await?;
+        Ok(ResumeMicrovmResponse {})
+    }
+    terminate_microvm(shared, request: TerminateMicrovmRequest) -> TerminateMicrovmResponse {
+        microvms::ask(shared, &request.microvm_identifier, Request::Terminate).await?;
+        Ok(TerminateMicrovmResponse {})
+    }
+    create_microvm_auth_token(shared, request: CreateMicrovmAuthTokenRequest) -> CreateMicrovmAuthTokenResponse {
+        microvms::create_token(shared, &request)
+    }
+}

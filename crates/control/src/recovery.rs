@@ -1,0 +1,166 @@
+//! The start: what should be, compared with what the host has.
+
+use std::{collections::HashMap, sync::Arc};
+
+use api::{
+    host::{Found, HostError},
+    ids::{MicrovmId, VmId},
+    images::{BuildState, ImageState},
+};
+use tracing::{info, warn};
+
+use crate::{
+    images::{build, delete, state as image_state},
+    microvms::{
+        self,
+        driver::REASON_SUCCESS,
+        record::{Fate, Record},
+        state::{Aim, Event, State, next},
+    },
+    shared::Shared,
+    store::{StoreError, commit, images as image_rows, microvms as microvm_rows},
+};
+
+/// `stateReason` of a microVM the host has no more.
+pub(crate) const REASON_LOST: &str = "INTERNAL_PLATFORM_ERROR: the microVM was lost when its host stopped";
+
+/// `stateReason` of a build that a restart cut off.
+pub(crate) const REASON_INTERRUPTED: &str = "INTERNAL_PLATFORM_ERROR: the build was interrupted by a restart";
+
+/// Why the start failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecoverError {
+    /// The database.
+    #[error("the records could not be read or repaired")]
+    Store(#[from] StoreError),
+    /// The host.
+    #[error("the host could not say what it has")]
+    Host(#[source] HostError),
+}
+
+/// Compares, repairs, and starts everything that has a task of its own.
+pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RecoverError> {
+    let (records, built) = {
+        let mut connection = shared.store.read().await?;
+        (microvm_rows::all(&mut connection).await?, image_rows::built(&mut connection).await?)
+    };
+    let specs: Vec<_> =
+        records.iter().filter(|it| it.fate.state != State::Terminated).map(|it| it.spec.clone()).collect();
+    let found = shared.host.reconcile(&specs, &built).await.map_err(RecoverError::Host)?;
+    let found: HashMap<MicrovmId, Found> = found.into_iter().collect();
+
+    fail_interrupted_builds(shared).await?;
+    for record in records {
+        recover_microvm(shared, record, &found).await?;
+    }
+    let (waiting, leaving) = {
+        let mut connection = shared.store.read().await?;
+        let waiting = image_rows::unfinished_builds(&mut connection).await?;
+        (waiting, image_rows::in_state(&mut connection, ImageState::Deleting).await?)
+    };
+    for build in waiting {
+        build::start(shared, build);
+    }
+    for image in leaving {
+        delete::start(shared, image);
+    }
+    Ok(())
+}
+
+async fn fail_interrupted_builds(shared: &Arc<Shared>) -> Result<(), StoreError> {
+    let mut transaction = shared.store.begin().await?;
+    let now = shared.now();
+    for mut build in image_rows::unfinished_builds(&mut transaction).await? {
+        // One that was waiting for its turn has lost nothing, and waits again.
+        if build.state == BuildState::InProgress {
+            warn!(build = %build.id, "the build was interrupted by a restart");
+            let (state, status) = image_state::after_build(false);
+            build.state = state;
+            build.outcome.reason = Some(REASON_INTERRUPTED.to_owned());
+            build::record_end(&mut transaction, &build, status, now).await?;
+        }
+    }
+    commit(transaction).await
+}
+
+async fn recover_microvm(
+    shared: &Arc<Shared>,
+    mut record: Record,
+    found: &HashMap<MicrovmId, Found>,
+) -> Result<(), StoreError> {
+    let id = record.spec.microvm_id;
+    let found = found.get(&id).copied().unwrap_or(Found::Nothing);
+    let (fate, vm_id) = recovered(&record.fate, found, shared.now());
+    if fate.state != State::Terminated {
+        info!(microvm = %id, recorded = %record.fate.state, ?found, now = %fate.state, "recovered");
+    }
+    if fate != record.fate {
+        let mut connection = shared.store.write().await?;
+        microvm_rows::update(&mut connection, &id, &fate).await?;
+        record.fate = fate;
+    }
+    microvms::start(shared, record, vm_id, found != Found::Nothing);
+    Ok(())
+}
+
+/// What a microVM is, given its record and what the host found; and its VM.
+fn recovered(fate: &Fate, found: Found, now: i64) -> (Fate, Option<VmId>) {
+    let (event, vm_id) = match found {
+        Found::Running(vm_id) => (Event::FoundRunning, Some(vm_id)),
+        Found::Suspended => (Event::FoundSuspended, None),
+        Found::Nothing => (Event::FoundNothing, None),
+    };
+    let Some(state) = next(fate.state, event) else {
+        return (fate.clone(), None);
+    };
+    let mut after = Fate { state, ..fate.clone() };
+    match (fate.state, state) {
+        (_, State::Suspended) => after.suspended_at = fate.suspended_at.or(Some(now)),
+        // A wake had brought it back; that it was to run was not written.
+        (State::Suspended, State::Running) => {
+            if fate.aim == Aim::Suspended {
+                after.aim = Aim::Running;
+            }
+            after.suspended_at = None;
+        }
+        (State::Terminating, State::Terminating) => {
+            after.reason.get_or_insert_with(|| REASON_SUCCESS.to_owned());
+        }
+        (_, State::Terminating) => {
+            after.aim = Aim::Terminated;
+            after.reason = Some(REASON_LOST.to_owned());
+        }
+        (_, State::Pending | State::Running | State::Suspending | State::Terminated) => {}
+    }
+    (after, vm_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use api::word::Word;
+
+    use super::*;
+
+    #[test]
+    fn the_table() {
+        let mut table = String::new();
+        for &state in State::ALL {
+            for aim in Aim::ALL {
+                let running = Found::Running(VmId::random());
+                for (name, found) in
+                    [("running", running), ("suspended", Found::Suspended), ("nothing", Found::Nothing)]
+                {
+                    let fate = Fate { state, aim, ..Fate::pending() };
+                    let (fate, vm_id) = recovered(&fate, found, 0);
+                    assert_eq!(vm_id.is_some(), found == running && state != State::Terminated);
+                    let (before, after) = (state.as_str(), fate.state.as_str());
+                    let (aim, new_aim) = (aim.as_str(), fate.aim.as_str());
+                    writeln!(table, "{before:<12}{aim:<11}{name:<10} {after:<12}{new_aim}").unwrap();
+                }
+            }
+        }
+        insta::assert_snapshot!(table);
+    }
+}

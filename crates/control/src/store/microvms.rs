@@ -1,0 +1,153 @@
+//! Rows of microVMs.
+
+use api::{
+    host::MicrovmSpec,
+    ids::{EndpointId, ImageId, ImageVersion, MicrovmId},
+    word::Word,
+};
+use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
+
+use super::{StoreError, failed, json, next_sequence, parse, parse_json};
+use crate::microvms::record::{Contract, Fate, Record};
+
+/// Which microVMs a list is about.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Filter {
+    /// Only those of this image.
+    pub(crate) image: Option<ImageId>,
+    /// Only those of this version.
+    pub(crate) version: Option<ImageVersion>,
+}
+
+fn record(row: &SqliteRow) -> Result<Record, StoreError> {
+    let id: String = row.get("id");
+    let text = |name: &str| row.get::<String, _>(name);
+    Ok(Record {
+        sequence: row.get("sequence"),
+        spec: parse_json::<MicrovmSpec>("microvms.spec_json", &id, &text("spec_json"))?,
+        endpoint: parse("microvms.endpoint", &id, &text("endpoint"))?,
+        contract: parse_json::<Contract>("microvms.terms_json", &id, &text("terms_json"))?,
+        started_at: row.get("started_at"),
+        fate: Fate {
+            state: parse("microvms.state", &id, &text("state"))?,
+            aim: parse("microvms.aim", &id, &text("aim"))?,
+            reason: row.get("state_reason"),
+            suspended_at: row.get("suspended_at"),
+            terminated_at: row.get("terminated_at"),
+        },
+    })
+}
+
+/// Adds a microVM that was just asked for; answers its record.
+pub(crate) async fn insert(
+    connection: &mut SqliteConnection,
+    spec: MicrovmSpec,
+    endpoint: EndpointId,
+    contract: Contract,
+    now: i64,
+) -> Result<Record, StoreError> {
+    let sequence = next_sequence(connection).await?;
+    let fate = Fate::pending();
+    sqlx::query(
+        "INSERT INTO microvms
+            (id, sequence, endpoint, image_id, image_version, state, aim, spec_json, terms_json, started_at)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(spec.microvm_id.to_string())
+    .bind(sequence)
+    .bind(endpoint.to_string())
+    .bind(spec.image.image_id.to_string())
+    .bind(i64::from(spec.image.version.major()))
+    .bind(fate.state.as_str())
+    .bind(fate.aim.as_str())
+    .bind(json(&spec))
+    .bind(json(&contract))
+    .bind(now)
+    .execute(connection)
+    .await
+    .map_err(failed("add a microVM"))?;
+    Ok(Record { sequence, spec, endpoint, contract, started_at: now, fate })
+}
+
+/// Writes what has become of a microVM.
+pub(crate) async fn update(connection: &mut SqliteConnection, id: &MicrovmId, fate: &Fate) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE microvms SET state = ?, aim = ?, state_reason = ?, suspended_at = ?, terminated_at = ? WHERE id = ?",
+    )
+    .bind(fate.state.as_str())
+    .bind(fate.aim.as_str())
+    .bind(&fate.reason)
+    .bind(fate.suspended_at)
+    .bind(fate.terminated_at)
+    .bind(id.to_string())
+    .execute(connection)
+    .await
+    .map_err(failed("update a microVM"))?;
+    Ok(())
+}
+
+/// One microVM.
+pub(crate) async fn find(connection: &mut SqliteConnection, id: &MicrovmId) -> Result<Option<Record>, StoreError> {
+    let row = sqlx::query("SELECT * FROM microvms WHERE id = ?")
+        .bind(id.to_string())
+        .fetch_optional(connection)
+        .await
+        .map_err(failed("find a microVM"))?;
+    row.as_ref().map(record).transpose()
+}
+
+/// At most `limit` microVMs older than `before`, newest first.
+pub(crate) async fn list(
+    connection: &mut SqliteConnection,
+    filter: Filter,
+    before: i64,
+    limit: u32,
+) -> Result<Vec<Record>, StoreError> {
+    let image = filter.image.map(|id| id.to_string());
+    let version = filter.version.map(|version| i64::from(version.major()));
+    let rows = sqlx::query(
+        "SELECT * FROM microvms
+         WHERE sequence < ? AND (? IS NULL OR image_id = ?) AND (? IS NULL OR image_version = ?)
+         ORDER BY sequence DESC LIMIT ?",
+    )
+    .bind(before)
+    .bind(&image)
+    .bind(&image)
+    .bind(version)
+    .bind(version)
+    .bind(limit)
+    .fetch_all(connection)
+    .await
+    .map_err(failed("list microVMs"))?;
+    rows.iter().map(record).collect()
+}
+
+/// Every microVM there is a record of, in the order of creation.
+pub(crate) async fn all(connection: &mut SqliteConnection) -> Result<Vec<Record>, StoreError> {
+    let rows = sqlx::query("SELECT * FROM microvms ORDER BY sequence")
+        .fetch_all(connection)
+        .await
+        .map_err(failed("list microVMs"))?;
+    rows.iter().map(record).collect()
+}
+
+/// How many have not ended: of one image, or of all.
+pub(crate) async fn count_alive(connection: &mut SqliteConnection, image: Option<&ImageId>) -> Result<i64, StoreError> {
+    let image = image.map(ToString::to_string);
+    sqlx::query_scalar("SELECT COUNT(*) FROM microvms WHERE terminated_at IS NULL AND (? IS NULL OR image_id = ?)")
+        .bind(&image)
+        .bind(&image)
+        .fetch_one(connection)
+        .await
+        .map_err(failed("count microVMs"))
+}
+
+/// Forgets every microVM that ended before a time; answers which.
+pub(crate) async fn forget_before(connection: &mut SqliteConnection, time: i64) -> Result<Vec<MicrovmId>, StoreError> {
+    let ids: Vec<String> = sqlx::query_scalar("DELETE FROM microvms WHERE terminated_at < ? RETURNING id")
+        .bind(time)
+        .fetch_all(connection)
+        .await
+        .map_err(failed("forget microVMs"))?;
+    ids.iter().map(|id| parse("microvms.id", id, id)).collect()
+}

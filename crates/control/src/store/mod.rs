@@ -1,0 +1,189 @@
+//! The database: the only place with SQL. One connection writes, so that writers queue here and not in SQLite's locks;
+//! a few others read.
+
+pub(crate) mod images;
+pub(crate) mod microvms;
+pub(crate) mod tokens;
+
+use std::{io, os::unix::fs::OpenOptionsExt, path::Path, str::FromStr, time::Duration};
+
+use sqlx::{
+    Sqlite, SqliteConnection, SqlitePool, Transaction,
+    migrate::{Migration, MigrationType, Migrator},
+    pool::PoolConnection,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+/// Connections that only read.
+const READERS: u32 = 4;
+
+/// How long a query waits for a connection, or for another process that holds the file.
+const WAIT_MAX: Duration = Duration::from_secs(20);
+
+/// Why the database did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file could not be made.
+    #[error("the database {path} could not be created")]
+    Create {
+        /// Its path.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file could not be opened.
+    #[error("the database {path} could not be opened")]
+    Open {
+        /// Its path.
+        path: String,
+        /// Why.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The tables could not be brought to this version's form.
+    #[error("the database {path} could not be migrated")]
+    Migrate {
+        /// Its path.
+        path: String,
+        /// Why.
+        #[source]
+        source: sqlx::migrate::MigrateError,
+    },
+    /// A query failed.
+    #[error("the database failed to {action}")]
+    Query {
+        /// What it was to do.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// A row holds what no version of this program wrote.
+    #[error("column {column} of row {id} cannot be understood")]
+    Corrupt {
+        /// Table and column.
+        column: &'static str,
+        /// The row.
+        id: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The database.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    writer: SqlitePool,
+    reader: SqlitePool,
+}
+
+impl Store {
+    /// Opens the database, making and migrating it as needed.
+    pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
+        let shown = || path.display().to_string();
+        // Made here, and not by SQLite, for its mode: it holds environment variables and hook payloads. SQLite gives
+        // its companion files the same mode.
+        std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|source| StoreError::Create { path: shown(), source })?;
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(WAIT_MAX)
+            .foreign_keys(true);
+        let pool =
+            |size: u32| SqlitePoolOptions::new().max_connections(size).min_connections(1).acquire_timeout(WAIT_MAX);
+        let open = |source| StoreError::Open { path: shown(), source };
+        let writer = pool(1).connect_with(options.clone()).await.map_err(open)?;
+        migrations().run(&writer).await.map_err(|source| StoreError::Migrate { path: shown(), source })?;
+        let reader = pool(READERS).connect_with(options.pragma("query_only", "1")).await.map_err(open)?;
+        Ok(Self { writer, reader })
+    }
+
+    /// A connection to read with.
+    pub(crate) async fn read(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
+        self.reader.acquire().await.map_err(failed("get a connection"))
+    }
+
+    /// The connection that writes, for one statement that is its own transaction.
+    pub(crate) async fn write(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
+        self.writer.acquire().await.map_err(failed("get a connection"))
+    }
+
+    /// A transaction that writes; rolled back unless committed.
+    pub(crate) async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed("begin a transaction"))
+    }
+
+    /// Closes every connection.
+    pub(crate) async fn close(&self) {
+        self.reader.close().await;
+        self.writer.close().await;
+    }
+}
+
+/// Makes a transaction's changes last.
+pub(crate) async fn commit(transaction: Transaction<'static, Sqlite>) -> Result<(), StoreError> {
+    transaction.commit().await.map_err(failed("commit a transaction"))
+}
+
+fn migrations() -> Migrator {
+    let first = include_str!("migrations/0001_first.sql");
+    Migrator::with_migrations(vec![Migration::new(
+        1,
+        "first".into(),
+        MigrationType::Simple,
+        sqlx::SqlSafeStr::into_sql_str(first),
+        false,
+    )])
+}
+
+fn failed(action: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
+    move |source| StoreError::Query { action, source }
+}
+
+/// The next number in the order of creation.
+async fn next_sequence(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
+    sqlx::query_scalar("UPDATE counters SET value = value + 1 WHERE name = 'sequence' RETURNING value")
+        .fetch_one(connection)
+        .await
+        .map_err(failed("count"))
+}
+
+/// Reads a column's text as what it stands for.
+fn parse<T>(column: &'static str, id: &str, text: &str) -> Result<T, StoreError>
+where
+    T: FromStr,
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    text.parse().map_err(|source| StoreError::Corrupt { column, id: id.to_owned(), source: Box::new(source) })
+}
+
+/// Reads a column of JSON.
+fn parse_json<T: serde::de::DeserializeOwned>(column: &'static str, id: &str, text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|source| StoreError::Corrupt {
+        column,
+        id: id.to_owned(),
+        source: Box::new(source),
+    })
+}
+
+/// Reads a column of a number that is never negative or large.
+fn number<T>(column: &'static str, id: &str, value: i64) -> Result<T, StoreError>
+where
+    T: TryFrom<i64>,
+    T::Error: std::error::Error + Send + Sync + 'static,
+{
+    T::try_from(value).map_err(|source| StoreError::Corrupt { column, id: id.to_owned(), source: Box::new(source) })
+}
+
+/// Plain data as JSON.
+fn json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("records are plain data with text keys")
+}

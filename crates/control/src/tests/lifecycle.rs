@@ -1,0 +1,257 @@
+//! What one microVM goes through.
+
+use api::{
+    connector::ManagedConnector,
+    directory::{Directory, Unavailable},
+    error::ServiceError,
+    host::{Found, HostError},
+    ids::MicrovmId,
+    microvms::{
+        CreateMicrovmAuthTokenRequest, ListMicrovmsRequest, MicrovmState as State, PortSpecification, RunMicrovmRequest,
+    },
+    page::PageRequest,
+    sensitive::Sensitive,
+};
+
+use crate::{
+    http::Operations,
+    testing::{Call, Fixture, lost, policy, run_request, unchanged, until},
+};
+
+async fn fixture() -> Fixture {
+    let fixture = Fixture::new().await;
+    fixture.ready_image("a").await;
+    fixture
+}
+
+#[tokio::test]
+async fn a_whole_life() {
+    let fixture = fixture().await;
+    fixture.host.hold(Call::Run);
+    let asked = fixture.run(run_request(fixture.arn("a"))).await.unwrap();
+    let id = asked.microvm_id;
+    assert_eq!((asked.state, asked.maximum_duration_in_seconds), (State::Pending, 28_800));
+    assert!(asked.endpoint.ends_with(".lambda-microvm.us-east-1.localhost:4443"), "{}", asked.endpoint);
+    assert_eq!(asked.ingress_network_connectors, [ManagedConnector::HttpIngress.arn("us-east-1")]);
+    assert_eq!(asked.egress_network_connectors, [ManagedConnector::InternetEgress.arn("us-east-1")]);
+    assert_eq!(fixture.state(&id).await, State::Pending);
+    fixture.host.release(Call::Run);
+    fixture.until_state(&id, State::Running).await;
+
+    let endpoint = asked.endpoint.split('.').next().unwrap().parse().unwrap();
+    assert_eq!(fixture.control().microvm_at(&endpoint).await, Some(id));
+    let vm = fixture.control().awake(&id).await.unwrap();
+    assert_eq!(fixture.host.vm(&id), Found::Running(vm));
+
+    fixture.host.hold(Call::Suspend);
+    fixture.suspend(&id).await.unwrap();
+    assert_eq!(fixture.state(&id).await, State::Suspending, "it is so when the answer comes");
+    fixture.host.release(Call::Suspend);
+    fixture.until_state(&id, State::Suspended).await;
+    fixture.suspend(&id).await.unwrap();
+    assert_eq!(fixture.control().awake(&id).await, Err(Unavailable::Asleep));
+
+    fixture.resume(&id).await.unwrap();
+    fixture.until_state(&id, State::Running).await;
+    fixture.resume(&id).await.unwrap();
+    assert_eq!(fixture.get(&id).await.state_reason, None);
+    assert_ne!(fixture.control().awake(&id).await.unwrap(), vm, "a resumed microVM has a new VM");
+
+    fixture.terminate(&id).await.unwrap();
+    fixture.until_state(&id, State::Terminated).await;
+    let ended = fixture.get(&id).await;
+    assert_eq!(ended.state_reason.as_deref(), Some("Success."));
+    assert!(ended.terminated_at.is_some());
+    fixture.terminate(&id).await.unwrap();
+    let refused = ServiceError::Validation {
+        message: format!("The MicroVM {id} has been terminated and its state cannot be changed."),
+    };
+    assert_eq!(fixture.suspend(&id).await, Err(refused.clone()));
+    assert_eq!(fixture.resume(&id).await, Err(refused));
+    assert_eq!(fixture.control().awake(&id).await, Err(Unavailable::Ended));
+    assert_eq!(fixture.host.broken_rules(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_is_not_there() {
+    let fixture = fixture().await;
+    let id = MicrovmId::random();
+    let unknown = |error: ServiceError| error.to_string() == format!("MicroVM not found: {id}");
+    assert!(unknown(fixture.suspend(&id).await.unwrap_err()));
+    assert!(unknown(fixture.terminate(&id).await.unwrap_err()));
+    assert_eq!(fixture.control().awake(&id).await, Err(Unavailable::Ended));
+    let none = fixture.run(run_request(fixture.arn("b"))).await.unwrap_err();
+    assert_eq!(none.to_string(), format!("No active version found for MicroVM image {}", fixture.arn("b")));
+    let pinned = RunMicrovmRequest { image_version: Some("2.0".into()), ..run_request(fixture.arn("a")) };
+    let none = fixture.run(pinned).await.unwrap_err().to_string();
+    assert_eq!(none, format!("No active version found for MicroVM image {} and version 2.0", fixture.arn("a")));
+    let payload = RunMicrovmRequest { run_hook_payload: Some(Sensitive::new("x")), ..run_request(fixture.arn("a")) };
+    let refused = fixture.run(payload).await.unwrap_err();
+    assert_eq!(refused.to_string(), "The run hook must be enabled in the MicroVM image to pass the run hook payload");
+}
+
+#[tokio::test]
+async fn failures_keep_what_can_be_kept() {
+    let fixture = fixture().await;
+    let id = fixture.running(policy(60, 600, true)).await;
+    fixture.host.fail(Call::Suspend, unchanged());
+    fixture.suspend(&id).await.unwrap();
+    until("the suspend failed", async || {
+        let now = fixture.get(&id).await;
+        now.state == State::Running && now.state_reason.as_deref() == Some("Suspend failed: the hook said no")
+    })
+    .await;
+    assert!(fixture.control().awake(&id).await.is_ok());
+
+    fixture.suspend(&id).await.unwrap();
+    fixture.until_state(&id, State::Suspended).await;
+    assert_eq!(fixture.get(&id).await.state_reason, None, "a success clears the reason");
+    fixture.host.fail(Call::Resume, HostError::NoCapacity { reason: "it is full".into() });
+    let reason = "Resume failed: it is full".to_owned();
+    assert_eq!(fixture.control().awake(&id).await, Err(Unavailable::WakeFailed { reason: reason.clone() }));
+    let now = fixture.get(&id).await;
+    assert_eq!((now.state, now.state_reason), (State::Suspended, Some(reason)));
+    assert!(fixture.control().awake(&id).await.is_ok(), "the next one tries again");
+
+    fixture.host.fail(Call::Suspend, lost());
+    fixture.suspend(&id).await.unwrap();
+    fixture.until_state(&id, State::Terminated).await;
+    assert_eq!(fixture.get(&id).await.state_reason.as_deref(), Some("it broke"));
+    assert!(fixture.host.terminated(&id));
+}
+
+#[tokio::test]
+async fn a_launch_without_room_ends() {
+    let fixture = fixture().await;
+    fixture.host.fail(Call::Run, HostError::NoCapacity { reason: "it is full".into() });
+    let id = fixture.pending(None).await;
+    assert_eq!(fixture.control().awake(&id).await, Err(Unavailable::Ended));
+    fixture.until_state(&id, State::Terminated).await;
+    assert_eq!(fixture.get(&id).await.state_reason.as_deref(), Some("it is full"));
+}
+
+#[tokio::test]
+async fn a_vm_that_ends_by_itself_ends_its_microvm() {
+    let fixture = fixture().await;
+    let id = fixture.suspended(policy(60, 600, true)).await;
+    let vm = fixture.control().awake(&id).await.unwrap();
+    // News of another incarnation is no news.
+    fixture.host.report(&id, api::ids::VmId::random(), "old");
+    fixture.host.crash(&id, "Container Stopped with Exit Code: 1");
+    fixture.until_state(&id, State::Terminated).await;
+    assert_eq!(fixture.get(&id).await.state_reason.as_deref(), Some("Container Stopped with Exit Code: 1"));
+    assert_eq!(fixture.control().awake(&id).await, Err(Unavailable::Ended), "{vm} is no more");
+}
+
+#[tokio::test]
+async fn silence_suspends_and_suspension_ends() {
+    let fixture = fixture().await;
+    let sleepy = fixture.running(policy(1, 1, true)).await;
+    let brief = fixture.running(policy(1, 0, true)).await;
+    let awake = fixture.running(policy(3, 600, false)).await;
+    // From here on it is touched all the time, for longer than it may be idle in all.
+    let since = std::time::Instant::now();
+    until("both have ended", async || {
+        fixture.control().touch(&awake);
+        since.elapsed().as_secs() >= 4
+            && fixture.state(&sleepy).await == State::Terminated
+            && fixture.state(&brief).await == State::Terminated
+    })
+    .await;
+    assert_eq!(fixture.get(&brief).await.state_reason.as_deref(), Some("Success."));
+    assert_eq!(fixture.state(&awake).await, State::Running, "what is touched stays awake");
+    assert_eq!(fixture.host.count(Call::Suspend), 1, "{sleepy} was suspended first, {brief} ended instead");
+    fixture.until_state(&awake, State::Suspended).await;
+}
+
+#[tokio::test]
+async fn a_life_has_a_longest_duration() {
+    let fixture = fixture().await;
+    let request = RunMicrovmRequest { maximum_duration_in_seconds: Some(1), ..run_request(fixture.arn("a")) };
+    let id = fixture.run(request).await.unwrap().microvm_id;
+    fixture.until_state(&id, State::Terminated).await;
+    assert!(fixture.host.terminated(&id));
+}
+
+#[tokio::test]
+async fn tokens_wake_nothing_and_the_dead_get_none() {
+    let fixture = fixture().await;
+    let id = fixture.suspended(policy(60, 600, true)).await;
+    let request = || CreateMicrovmAuthTokenRequest {
+        microvm_identifier: id.to_string(),
+        expiration_in_minutes: 60,
+        allowed_ports: vec![PortSpecification::Port(80)],
+    };
+    let mint = async || fixture.control().create_microvm_auth_token(&fixture.caller, request()).await;
+    let answer = mint().await.unwrap();
+    let token = answer.auth_token["X-aws-proxy-auth"].expose();
+    assert_eq!(fixture.control().shared.token_key.open(token).unwrap().microvm_id, id);
+    assert_eq!(fixture.state(&id).await, State::Suspended);
+    fixture.terminate(&id).await.unwrap();
+    assert!(matches!(mint().await, Err(ServiceError::Validation { .. })));
+}
+
+#[tokio::test]
+async fn no_ingress_leads_nowhere() {
+    let fixture = fixture().await;
+    let request = RunMicrovmRequest {
+        ingress_network_connectors: Some(vec![ManagedConnector::NoIngress.arn("us-east-1")]),
+        ..run_request(fixture.arn("a"))
+    };
+    let made = fixture.run(request).await.unwrap();
+    let endpoint = made.endpoint.split('.').next().unwrap().parse().unwrap();
+    assert_eq!(fixture.control().microvm_at(&endpoint).await, None);
+}
+
+#[tokio::test]
+async fn a_token_makes_one_microvm_while_it_lives() {
+    let fixture = fixture().await;
+    let request = || RunMicrovmRequest { client_token: Some("t".into()), ..run_request(fixture.arn("a")) };
+    let first = fixture.run(request()).await.unwrap();
+    fixture.until_state(&first.microvm_id, State::Running).await;
+    assert_eq!(fixture.run(request()).await.unwrap(), first);
+    let other = RunMicrovmRequest { maximum_duration_in_seconds: Some(60), ..request() };
+    assert!(matches!(fixture.run(other).await, Err(ServiceError::Conflict { .. })));
+    fixture.terminate(&first.microvm_id).await.unwrap();
+    let second = fixture.run(request()).await.unwrap();
+    assert_ne!(second.microvm_id, first.microvm_id, "the dead are not replayed");
+}
+
+#[tokio::test]
+async fn lists_go_from_the_newest_in_pages() {
+    let fixture = fixture().await;
+    let mut ids = vec![];
+    for _ in 0..5 {
+        ids.push(fixture.pending(None).await);
+    }
+    ids.reverse();
+    let (mut listed, mut next_token) = (vec![], None);
+    loop {
+        let page = PageRequest { max_results: Some(2), next_token };
+        let request = ListMicrovmsRequest { page, image: Some(fixture.arn("a")), image_version: Some("1.0".into()) };
+        let page = fixture.control().list_microvms(&fixture.caller, request).await.unwrap();
+        listed.extend(page.items.iter().map(|item| item.microvm_id));
+        next_token = page.next_token;
+        if next_token.is_none() {
+            break;
+        }
+    }
+    assert_eq!(listed, ids);
+}
+
+#[tokio::test]
+async fn old_records_go() {
+    let mut fixture = fixture().await;
+    let id = fixture.running(None).await;
+    fixture.terminate(&id).await.unwrap();
+    fixture.until_state(&id, State::Terminated).await;
+    let alive = fixture.running(None).await;
+    fixture.drain().await;
+    fixture.config.terminated_kept = std::time::Duration::ZERO;
+    fixture.start().await;
+    until("its record is gone", async || {
+        fixture.terminate(&id).await.is_err_and(|error| matches!(error, ServiceError::ResourceNotFound { .. }))
+    })
+    .await;
+    assert_eq!(fixture.state(&alive).await, State::Running);
+}

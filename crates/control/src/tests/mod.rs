@@ -1,0 +1,7 @@
+//! Control against a host whose answers the test chooses.
+
+mod histories;
+mod images;
+mod lifecycle;
+mod races;
+mod restart;

@@ -1,0 +1,158 @@
+//! Crashes, and starts after them.
+
+use api::{
+    directory::Directory,
+    host::Found,
+    ids::{MicrovmId, VmId},
+    images::ImageState,
+    microvms::MicrovmState as State,
+};
+
+use crate::{
+    recovery::REASON_LOST,
+    testing::{Call, Fixture, create_request, policy, until},
+};
+
+async fn fixture() -> Fixture {
+    let fixture = Fixture::new().await;
+    fixture.ready_image("a").await;
+    fixture
+}
+
+/// A microVM that was in this state when the daemon crashed, with the verb that follows held back.
+async fn crashed_in(fixture: &mut Fixture, state: State) -> MicrovmId {
+    let id = match state {
+        State::Pending => {
+            fixture.host.hold(Call::Run);
+            fixture.pending(None).await
+        }
+        State::Suspended => fixture.suspended(None).await,
+        _ => fixture.running(None).await,
+    };
+    match state {
+        State::Suspending => {
+            fixture.host.hold(Call::Suspend);
+            fixture.suspend(&id).await.unwrap();
+        }
+        State::Terminating => {
+            fixture.host.hold(Call::Terminate);
+            fixture.terminate(&id).await.unwrap();
+        }
+        _ => {}
+    }
+    assert_eq!(fixture.state(&id).await, state);
+    fixture.crash().await;
+    for call in [Call::Run, Call::Suspend, Call::Terminate] {
+        fixture.host.release(call);
+    }
+    id
+}
+
+#[tokio::test]
+async fn every_state_with_everything_a_host_can_find() {
+    let vm = VmId::random();
+    let cases = [
+        (State::Pending, [State::Running, State::Running, State::Running]),
+        (State::Running, [State::Running, State::Running, State::Terminated]),
+        (State::Suspending, [State::Suspended, State::Suspended, State::Terminated]),
+        (State::Suspended, [State::Running, State::Suspended, State::Terminated]),
+        (State::Terminating, [State::Terminated, State::Terminated, State::Terminated]),
+    ];
+    for (state, after) in cases {
+        for (found, after) in [Found::Running(vm), Found::Suspended, Found::Nothing].into_iter().zip(after) {
+            let mut fixture = fixture().await;
+            let id = crashed_in(&mut fixture, state).await;
+            fixture.host.set(&id, found);
+            fixture.start().await;
+            fixture.until_state(&id, after).await;
+            let now = fixture.get(&id).await;
+            let reason = now.state_reason.as_deref();
+            match (state, after) {
+                (State::Terminating, _) => assert_eq!(reason, Some("Success.")),
+                (_, State::Terminated) => assert_eq!(reason, Some(REASON_LOST)),
+                (_, _) => assert_eq!(reason, None),
+            }
+            assert_eq!(fixture.control().awake(&id).await.is_ok(), after == State::Running, "{state} {found:?}");
+            assert!(after != State::Terminated || fixture.host.terminated(&id));
+            assert_eq!(fixture.host.broken_rules(), Vec::<String>::new());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_crash_costs_no_session() {
+    let mut fixture = fixture().await;
+    let id = fixture.running(None).await;
+    let vm = fixture.control().awake(&id).await.unwrap();
+    fixture.crash().await;
+    fixture.start().await;
+    assert_eq!(fixture.control().awake(&id).await, Ok(vm));
+    fixture.host.crash(&id, "it ended later");
+    fixture.until_state(&id, State::Terminated).await;
+}
+
+#[tokio::test]
+async fn what_was_accepted_in_the_middle_of_a_launch_is_kept() {
+    let mut fixture = fixture().await;
+    fixture.host.hold(Call::Run);
+    let id = fixture.pending(None).await;
+    fixture.suspend(&id).await.unwrap();
+    fixture.crash().await;
+    fixture.host.release(Call::Run);
+    fixture.start().await;
+    fixture.until_state(&id, State::Suspended).await;
+}
+
+#[tokio::test]
+async fn time_limits_go_on_while_nobody_looks() {
+    let mut fixture = fixture().await;
+    let id = fixture.suspended(policy(60, 1, true)).await;
+    fixture.crash().await;
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    fixture.host.hold(Call::Resume);
+    fixture.start().await;
+    fixture.until_state(&id, State::Terminated).await;
+}
+
+#[tokio::test]
+async fn a_drain_lets_transitions_finish_and_vms_run() {
+    let mut fixture = fixture().await;
+    let running = fixture.running(None).await;
+    let leaving = fixture.running(None).await;
+    fixture.suspend(&leaving).await.unwrap();
+    let control = fixture.control().clone();
+    fixture.drain().await;
+    assert!(matches!(fixture.host.vm(&running), Found::Running(_)));
+    assert_eq!(fixture.host.vm(&leaving), Found::Suspended);
+    drop(control);
+    fixture.start().await;
+    assert_eq!(fixture.state(&running).await, State::Running);
+    assert_eq!(fixture.state(&leaving).await, State::Suspended);
+}
+
+#[tokio::test]
+async fn a_build_that_was_cut_off_has_failed_and_one_that_waited_goes_on() {
+    let mut fixture = fixture().await;
+    fixture.host.hold(Call::Build);
+    fixture.create(create_request("b")).await.unwrap();
+    until("b has begun", async || fixture.host.count(Call::Build) == 2).await;
+    fixture.create(create_request("c")).await.unwrap();
+    fixture.crash().await;
+    fixture.host.release(Call::Build);
+    fixture.start().await;
+    let image = fixture.image("b").await.unwrap();
+    assert_eq!(image.state, ImageState::CreateFailed);
+    assert_eq!(image.latest_failed_image_version.map(|it| it.to_string()).as_deref(), Some("1.0"));
+    fixture.until_image("c", ImageState::Created).await;
+}
+
+#[tokio::test]
+async fn a_deletion_goes_on_after_a_crash() {
+    let mut fixture = fixture().await;
+    fixture.host.hold(Call::RemoveImage);
+    fixture.delete_image("a").await.unwrap();
+    fixture.crash().await;
+    fixture.host.release(Call::RemoveImage);
+    fixture.start().await;
+    until("it is gone", async || fixture.image("a").await.is_err()).await;
+}
