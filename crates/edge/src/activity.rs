@@ -1,0 +1,85 @@
+//! When bytes last crossed, for the microVM's idle clock and for the limit on silence.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use api::{directory::Directory, ids::MicrovmId};
+use tokio::time::Instant;
+
+/// How often one request tells the directory about its bytes at most. Idle clocks run in minutes.
+const TOUCH_EVERY_MS: u64 = 250;
+
+/// One request's traffic. Its start and its end count as traffic.
+pub(crate) struct Activity {
+    directory: Arc<dyn Directory>,
+    microvm: MicrovmId,
+    opened: Instant,
+    started: AtomicBool,
+    last_bytes_ms: AtomicU64,
+    last_touch_ms: AtomicU64,
+}
+
+impl Activity {
+    pub(crate) fn new(directory: Arc<dyn Directory>, microvm: MicrovmId) -> Arc<Self> {
+        Arc::new(Self {
+            directory,
+            microvm,
+            opened: Instant::now(),
+            started: AtomicBool::new(false),
+            last_bytes_ms: AtomicU64::new(0),
+            last_touch_ms: AtomicU64::new(0),
+        })
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The request goes to its VM now.
+    pub(crate) fn start(&self) {
+        let now = self.now_ms();
+        self.started.store(true, Ordering::Relaxed);
+        self.last_bytes_ms.store(now, Ordering::Relaxed);
+        self.last_touch_ms.store(now, Ordering::Relaxed);
+        self.directory.touch(&self.microvm);
+    }
+
+    /// Bytes crossed, either way.
+    pub(crate) fn bytes(&self) {
+        let now = self.now_ms();
+        self.last_bytes_ms.store(now, Ordering::Relaxed);
+        let last = self.last_touch_ms.load(Ordering::Relaxed);
+        if now.saturating_sub(last) >= TOUCH_EVERY_MS
+            // Of both directions at once, one tells.
+            && self.last_touch_ms.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
+            self.directory.touch(&self.microvm);
+        }
+    }
+
+    /// Returns once nothing has crossed for this long.
+    pub(crate) async fn silence(self: Arc<Self>, limit: Duration) {
+        loop {
+            let last = self.opened + Duration::from_millis(self.last_bytes_ms.load(Ordering::Relaxed));
+            let until = last + limit;
+            if Instant::now() >= until {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
+    }
+}
+
+impl Drop for Activity {
+    fn drop(&mut self) {
+        // One that never got to a VM carried nothing.
+        if self.started.load(Ordering::Relaxed) {
+            self.directory.touch(&self.microvm);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! A client's byte stream that knows whether a request is being served on it.
+//!
+//! The HTTP library has one timer for both the wait for a request and the reading of its head. They deserve different
+//! limits: an idle connection is harmless for a minute, a head that trickles in is not. The library's timer is given the
+//! longer one; the shorter one is kept here, from a head's first byte on.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Sleep,
+};
+
+/// Counts what is being served on one connection.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Served(Arc<AtomicUsize>);
+
+impl Served {
+    /// Something is being served until the guard is dropped.
+    pub(crate) fn busy(&self) -> Busy {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Busy(Arc::clone(&self.0))
+    }
+
+    fn is_busy(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// While it lives, its connection is serving a request.
+#[derive(Debug)]
+pub(crate) struct Busy(Arc<AtomicUsize>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The stream.
+pub(crate) struct ClientIo<S> {
+    inner: S,
+    served: Served,
+    head_limit: Duration,
+    /// Running while a head is being waited for that has begun; on a new connection from the start.
+    head_deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> ClientIo<S> {
+    pub(crate) fn new(inner: S, served: Served, head_limit: Duration) -> Self {
+        let head_deadline = Some(Box::pin(tokio::time::sleep(head_limit)));
+        Self { inner, served, head_limit, head_deadline }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for ClientIo<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.served.is_busy() {
+            self.head_deadline = None;
+        } else if let Some(deadline) = &mut self.head_deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        // Whoever gets a part of a head reads on, so the new timer is polled before anybody sleeps on it.
+        if buf.filled().len() > before && self.head_deadline.is_none() && !self.served.is_busy() {
+            self.head_deadline = Some(Box::pin(tokio::time::sleep(self.head_limit)));
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}

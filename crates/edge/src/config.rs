@@ -1,0 +1,95 @@
+//! What the edge is told, and the limits it keeps.
+
+use std::time::Duration;
+
+/// What one edge serves.
+#[derive(Debug, Clone)]
+pub struct EdgeConfig {
+    /// What follows the endpoint's label in a host name: `lambda-microvm.us-east-1.localhost`, without a leading dot.
+    pub domain_suffix: String,
+    /// The limits.
+    pub limits: Limits,
+}
+
+/// Every wait and every size at the edge. [`Limits::standard`] says each one's usual value and why.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Longest TLS handshake.
+    pub tls_handshake: Duration,
+    /// Longest time from the first byte of a request's head to its last; on a new connection, from its opening.
+    pub request_head: Duration,
+    /// How long a client's connection may stay open between requests.
+    pub client_idle: Duration,
+    /// Longest time without a byte in either direction inside one request, upgraded ones included.
+    pub silence: Duration,
+    /// Longest wait for a microVM to run and a connection to its VM.
+    pub wake: Duration,
+    /// Longest single attempt to connect into a running VM.
+    pub dial: Duration,
+    /// How often one request is tried again because its VM had gone between being found and being reached.
+    pub attempts_after_gone: u32,
+    /// How long an unused connection to an app is kept.
+    pub upstream_idle: Duration,
+    /// Unused connections kept for one port of one VM.
+    pub upstream_idle_per_port: usize,
+    /// Unused connections kept for all VMs together.
+    pub upstream_idle_total: usize,
+    /// Client connections served at once.
+    pub connections: usize,
+    /// Connections beyond that which are accepted only to be told 429; past these the kernel's queue holds newcomers.
+    pub connections_refused: usize,
+    /// Requests that may wait for one microVM to run; the next is told 429.
+    pub waiting_per_microvm: usize,
+    /// Largest head of a request or a response, in bytes. Also the buffer of each direction.
+    pub head_bytes: usize,
+    /// Most header fields in a head.
+    pub header_fields: usize,
+    /// How much of a body nobody wants is read, so that the client gets to see the answer.
+    pub linger_bytes: u64,
+    /// How long it is read for.
+    pub linger: Duration,
+    /// How long requests in flight may take to finish once the edge shuts down.
+    pub drain: Duration,
+}
+
+impl Limits {
+    /// The usual limits.
+    #[must_use]
+    pub fn standard() -> Self {
+        Self {
+            // A handshake is two round trips; ten seconds is a very bad mobile link, not yet a slot worth holding.
+            tls_handshake: Duration::from_secs(10),
+            // A head is one packet or a few: who needs longer is holding a connection, not sending a request.
+            request_head: Duration::from_secs(10),
+            // Longer than the pools of the usual clients keep connections, so that they close first and do not race us.
+            client_idle: Duration::from_secs(60),
+            // An agent may think long before its first byte. A silent microVM with an idle policy is suspended sooner,
+            // which ends its streams; this is for those without one.
+            silence: Duration::from_secs(3600),
+            // A request may meet a suspend whose hook takes its full 60 s, then a resume whose hook does.
+            wake: Duration::from_secs(150),
+            // Running VMs answer in milliseconds; an overcommitted or emulated one may need seconds.
+            dial: Duration::from_secs(10),
+            // Once for an idle suspend that came in between, the others for a directory that learns of it late.
+            attempts_after_gone: 4,
+            // Common servers close an idle connection after 5 s. Being first avoids sending into one being closed.
+            upstream_idle: Duration::from_secs(4),
+            // As many as a busy app has in use at a time; each costs memory in the guest too.
+            upstream_idle_per_port: 32,
+            upstream_idle_total: 1024,
+            // Each may hold about 200 KiB of buffers, so these are bounded by memory: 200 MiB.
+            connections: 1024,
+            connections_refused: 64,
+            // A wake takes about a second; more clients than this will not be served well when it is done.
+            waiting_per_microvm: 128,
+            // Eight times what common servers take. Tokens alone may be 8000 bytes.
+            head_bytes: 64 * 1024,
+            header_fields: 100,
+            // What is on its way when we answer early: a few bandwidth-delay products.
+            linger_bytes: 8 * 1024 * 1024,
+            linger: Duration::from_secs(5),
+            // Supervisors commonly kill after 90 s; most requests are done in a fraction of this.
+            drain: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What of a head crosses the edge, and what does not.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use uuid::Uuid;
+
+/// The number of a request, told to the app and to the client.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
+
+/// The namespace that is the edge's own; no header in it reaches an app, known or not.
+const RESERVED: &str = "x-aws-proxy-";
+
+/// The protocol a request wants to change to, if it does. `h2c` is left out: its frames would be requests that no one
+/// here looks at.
+pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let protocol = headers.get(header::UPGRADE)?;
+    let asked = tokens(headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    (asked && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
+}
+
+/// Makes a client's headers the app's.
+pub(crate) fn to_app(headers: &mut HeaderMap, request_id: &HeaderValue, upgrade: Option<HeaderValue>) {
+    let reserved: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with(RESERVED)).cloned().collect();
+    for name in reserved {
+        headers.remove(name);
+    }
+    let trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    let chunked = headers.contains_key(header::TRANSFER_ENCODING);
+    strip_hop_by_hop(headers);
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if chunked {
+        // Said aloud, because without it a GET's body would be taken for none.
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    restore_upgrade(headers, upgrade);
+    headers.insert(REQUEST_ID, request_id.clone());
+}
+
+/// Makes an app's headers the client's.
+pub(crate) fn to_client(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
+    strip_hop_by_hop(headers);
+    restore_upgrade(headers, upgrade);
+}
+
+/// The header's value of a number.
+pub(crate) fn request_id(id: &Uuid) -> HeaderValue {
+    HeaderValue::from_str(&id.to_string()).expect("a UUID is plain text")
+}
+
+fn restore_upgrade(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
+    if let Some(protocol) = upgrade {
+        headers.insert(header::UPGRADE, protocol);
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+}
+
+/// The comma-separated tokens of a header.
+fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
+    headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).flat_map(|text| text.split(',').map(str::trim))
+}
+
+/// Removes what concerns one connection only: the fixed list and what `Connection` names. Each side's framing is made
+/// anew from the body itself.
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // Host and length say what the message is; a sender cannot have them dropped by naming them.
+    let kept = [header::HOST, header::CONTENT_LENGTH];
+    let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
+        .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
+        .filter(|name| !kept.contains(name))
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    // Where both are present the encoding is what counted, so the length is a lie.
+    if headers.remove(header::TRANSFER_ENCODING).is_some() {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    for name in [
+        header::CONNECTION,
+        header::UPGRADE,
+        header::TE,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+    ] {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn the_app_sees_the_clients_headers_and_nothing_of_the_edge() {
+        let mut given = headers(&[
+            ("host", "h"),
+            ("x-aws-proxy-auth", "t"),
+            ("x-aws-proxy-whatever", "1"),
+            ("traceparent", "p"),
+            ("x-amzn-requestid", "forged"),
+            ("connection", "close, x-private, host"),
+            ("x-private", "1"),
+            ("keep-alive", "1"),
+            ("te", "gzip, trailers"),
+        ]);
+        to_app(&mut given, &HeaderValue::from_static("id"), None);
+        assert_eq!(
+            given,
+            headers(&[("host", "h"), ("traceparent", "p"), ("x-amzn-requestid", "id"), ("te", "trailers")])
+        );
+    }
+
+    #[test]
+    fn framing_has_one_truth() {
+        let mut given = headers(&[("content-length", "3"), ("transfer-encoding", "chunked")]);
+        to_app(&mut given, &HeaderValue::from_static("id"), None);
+        assert_eq!(given, headers(&[("transfer-encoding", "chunked"), ("x-amzn-requestid", "id")]));
+        let mut given = headers(&[("content-length", "3"), ("transfer-encoding", "chunked")]);
+        to_client(&mut given, None);
+        assert_eq!(given, headers(&[]));
+    }
+
+    #[test]
+    fn an_upgrade_needs_both_headers_and_is_not_h2c() {
+        assert!(upgrade(&headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")])).is_some());
+        assert!(upgrade(&headers(&[("upgrade", "websocket")])).is_none());
+        assert!(upgrade(&headers(&[("connection", "upgrade"), ("upgrade", "h2c")])).is_none());
+    }
+}

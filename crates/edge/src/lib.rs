@@ -1,0 +1,36 @@
+//! Terminates HTTPS and carries each request to its microVM, waking it if need be.
+//!
+//! The life of a request:
+//!
+//! 1. `connection`: TCP accepted, TLS done, HTTP/1.1 read, all under the deadlines and sizes of [`Limits`].
+//! 2. `route`: which endpoint, which port, which token; may this token. Pure code: no I/O, no clock.
+//! 3. `upstream`: the [`Directory`](api::directory::Directory) is asked for a running VM (this is what wakes a suspended
+//!    microVM, and only an admitted request comes this far), then a kept-alive connection to that VM is taken from
+//!    `pool`, or a new one dialled.
+//! 4. `body`: bytes flow both ways as they come, never collected; each one restarts the microVM's idle clock
+//!    (`activity`). An upgraded connection goes on in `tunnel`.
+//!
+//! Invariants: a request that is not admitted never reaches the directory's `awake`; a connection to one VM never serves
+//! another, even of the same microVM; a token is never logged.
+
+#![forbid(unsafe_code)]
+
+pub mod ca;
+mod config;
+mod server;
+
+mod activity;
+mod body;
+mod client_io;
+mod connection;
+mod headers;
+mod pool;
+mod proxy;
+mod refusal;
+mod route;
+mod tunnel;
+mod upstream;
+mod waiting;
+
+pub use config::{EdgeConfig, Limits};
+pub use server::{BindError, BoundEdge, Drained, Edge};

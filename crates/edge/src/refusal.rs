@@ -1,0 +1,122 @@
+//! Why the edge itself answers, instead of the app.
+
+use std::error::Error;
+
+use api::directory::Unavailable;
+use http::{Method, StatusCode};
+use uuid::Uuid;
+
+/// Who would have to change something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Client,
+    App,
+    Platform,
+}
+
+/// One reason, each with its row in the table of [`Refusal::status`].
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("the request is malformed: {0}")]
+    Malformed(&'static str),
+    #[error("the TLS connection is for another host")]
+    Misdirected,
+    #[error("no token, or not a token")]
+    MissingAuthentication,
+    #[error("the token is not good for this: {0}")]
+    AuthenticationFailed(&'static str),
+    #[error("the token does not cover port {0}")]
+    PortDenied(u16),
+    #[error("too many connections")]
+    TooManyConnections,
+    #[error("too many requests wait for this microVM")]
+    TooManyWaiting,
+    #[error("the microVM is not available")]
+    Unavailable(#[source] Unavailable),
+    #[error("the microVM did not become ready within the edge's limit")]
+    WakeTooSlow,
+    #[error("the VM went away at every attempt")]
+    Gone,
+    #[error("nothing listens on port {0}")]
+    NothingListens(u16),
+    #[error("the VM could not be reached")]
+    Unreachable(#[source] std::io::Error),
+    #[error("the app did not give a proper answer")]
+    NoAnswer(#[source] hyper::Error),
+    #[error("the app's answer is malformed: {0}")]
+    BadAnswer(&'static str),
+    #[error("no byte crossed for too long")]
+    Silent,
+}
+
+impl Refusal {
+    /// The status that the client sees.
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+            Self::MissingAuthentication | Self::AuthenticationFailed(_) | Self::PortDenied(_) => StatusCode::FORBIDDEN,
+            Self::TooManyConnections | Self::TooManyWaiting => StatusCode::TOO_MANY_REQUESTS,
+            Self::Unavailable(_)
+            | Self::WakeTooSlow
+            | Self::Gone
+            | Self::NothingListens(_)
+            | Self::Unreachable(_)
+            | Self::NoAnswer(_)
+            | Self::BadAnswer(_)
+            | Self::Silent => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// The body that the client sees: the real service's words, which clients match on. It never says more than they do.
+    pub(crate) fn body(&self) -> &'static str {
+        match self {
+            Self::MissingAuthentication => "Request missing authentication",
+            Self::AuthenticationFailed(_) => "Token authentication failed",
+            Self::PortDenied(_) => "Access to port denied",
+            _ => "",
+        }
+    }
+
+    /// Who would have to change something.
+    pub(crate) fn fault(&self) -> Fault {
+        match self {
+            Self::Malformed(_)
+            | Self::Misdirected
+            | Self::MissingAuthentication
+            | Self::AuthenticationFailed(_)
+            | Self::PortDenied(_)
+            | Self::TooManyConnections
+            | Self::TooManyWaiting
+            | Self::Unavailable(Unavailable::Asleep | Unavailable::Ended) => Fault::Client,
+            Self::NothingListens(_) | Self::NoAnswer(_) | Self::BadAnswer(_) | Self::Silent => Fault::App,
+            Self::Unavailable(Unavailable::WakeFailed { .. } | Unavailable::Late)
+            | Self::WakeTooSlow
+            | Self::Gone
+            | Self::Unreachable(_) => Fault::Platform,
+        }
+    }
+
+    /// Writes it down. Only the method of the request is told: its path and headers may hold secrets.
+    pub(crate) fn log(&self, request_id: &Uuid, host: &str, method: &Method) {
+        let cause = chain(self);
+        let status = self.status().as_u16();
+        match self.fault() {
+            Fault::Client => tracing::info!(%request_id, host, %method, status, fault = "client", cause, "refused"),
+            Fault::App => tracing::info!(%request_id, host, %method, status, fault = "app", cause, "refused"),
+            Fault::Platform => tracing::warn!(%request_id, host, %method, status, fault = "platform", cause, "refused"),
+        }
+    }
+}
+
+/// An error and its sources in one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        next = source.source();
+    }
+    text
+}

@@ -1,0 +1,303 @@
+//! Which microVM, which port, and may this token: decided from the request's head alone. No I/O, no clock.
+//!
+//! The checks, in their order: the form of the request (400, 421), the token's form (403 `Request missing
+//! authentication`), the token's seal, expiry, endpoint, microVM and kind (403 `Token authentication failed`), the port
+//! (403 `Access to port denied`). The endpoint is looked up only once the seal is proven, so that nobody without a token
+//! of ours costs a look-up or learns which endpoints exist.
+
+use api::{
+    ids::{EndpointId, MicrovmId},
+    token::{Claims, Grant, TokenError, TokenKey},
+};
+use http::{HeaderMap, HeaderName, Method, Uri, header};
+
+use crate::refusal::Refusal;
+
+/// The token.
+pub(crate) const AUTH: HeaderName = HeaderName::from_static("x-aws-proxy-auth");
+/// The port.
+pub(crate) const PORT: HeaderName = HeaderName::from_static("x-aws-proxy-port");
+/// The port of requests that name none.
+pub(crate) const PORT_DEFAULT: u16 = 8080;
+
+/// A host as a request names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Host {
+    /// In lower case, without port and without the root's dot.
+    pub(crate) name: String,
+    /// The port, if it is named.
+    pub(crate) port: Option<u16>,
+}
+
+/// What a well-formed request asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Target<'a> {
+    /// `None`: not the name of an endpoint.
+    pub(crate) endpoint: Option<EndpointId>,
+    pub(crate) port: u16,
+    pub(crate) token: &'a str,
+}
+
+/// Reads `host[:port]`; `None` if it is neither a name nor an address.
+pub(crate) fn parse_host(text: &str) -> Option<Host> {
+    let (name, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (address, after) = rest.split_once(']')?;
+            address.parse::<std::net::Ipv6Addr>().ok()?;
+            let port = if after.is_empty() { None } else { Some(after.strip_prefix(':')?) };
+            (&text[..address.len() + 2], port)
+        }
+        None => match text.split_once(':') {
+            Some((name, port)) => (name, Some(port)),
+            None => (text, None),
+        },
+    };
+    let port = match port {
+        // "host:" is the same as "host", by the URI grammar.
+        None | Some("") => None,
+        Some(port) => Some(parse_port(port)?),
+    };
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    let label = |label: &str| {
+        (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    (name.starts_with('[') || (name.len() <= 253 && name.split('.').all(label))).then_some(Host { name, port })
+}
+
+/// Reads a port: digits, no sign, no leading zero, 1 to 65535.
+pub(crate) fn parse_port(text: &str) -> Option<u16> {
+    if text.starts_with('0') || !text.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok()
+}
+
+/// The endpoint whose host name is `<label>.<suffix>`.
+pub(crate) fn endpoint_of(name: &str, suffix: &str) -> Option<EndpointId> {
+    name.strip_suffix(suffix)?.strip_suffix('.')?.parse().ok()
+}
+
+/// The only value of a header; `Err` if there are several.
+fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h http::HeaderValue>, ()> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (_, Some(_)) => Err(()),
+        (value, None) => Ok(value),
+    }
+}
+
+/// Reads the head of a request that came in over TLS with this server name.
+pub(crate) fn read<'h>(
+    method: &Method,
+    uri: &Uri,
+    headers: &'h HeaderMap,
+    server_name: Option<&str>,
+    suffix: &str,
+) -> Result<Target<'h>, Refusal> {
+    if method == Method::CONNECT {
+        return Err(Refusal::Malformed("CONNECT is not for this kind of proxy"));
+    }
+    let host = single(headers, &header::HOST)
+        .ok()
+        .flatten()
+        .and_then(|value| value.to_str().ok())
+        .and_then(parse_host)
+        .ok_or(Refusal::Malformed("there must be one valid Host"))?;
+    if let Some(authority) = uri.authority()
+        && parse_host(authority.as_str()).as_ref() != Some(&host)
+    {
+        return Err(Refusal::Malformed("the request target and Host differ"));
+    }
+    if let Some(server_name) = server_name
+        && !server_name.trim_end_matches('.').eq_ignore_ascii_case(&host.name)
+    {
+        return Err(Refusal::Misdirected);
+    }
+    let encoding = single(headers, &header::TRANSFER_ENCODING).ok().map(|value| value.map(|value| value.as_bytes()));
+    match encoding {
+        Some(None) => {}
+        Some(Some(encoding)) if encoding.eq_ignore_ascii_case(b"chunked") => {}
+        _ => return Err(Refusal::Malformed("no transfer encoding but chunked is known")),
+    }
+    let port = match single(headers, &PORT) {
+        Ok(None) => PORT_DEFAULT,
+        Ok(Some(value)) => value
+            .to_str()
+            .ok()
+            .and_then(|text| parse_port(text.trim()))
+            .ok_or(Refusal::Malformed("the port header is not a port"))?,
+        Err(()) => return Err(Refusal::Malformed("there are several port headers")),
+    };
+    let token = single(headers, &AUTH)
+        .ok()
+        .flatten()
+        .and_then(|value| value.to_str().ok())
+        .ok_or(Refusal::MissingAuthentication)?;
+    Ok(Target { endpoint: endpoint_of(&host.name, suffix), port, token })
+}
+
+/// Opens the token and names the endpoint that it must be good for. `now` is in seconds since the Unix epoch.
+pub(crate) fn authenticate(target: &Target<'_>, key: &TokenKey, now: u64) -> Result<(Claims, EndpointId), Refusal> {
+    let claims = key.open(target.token).map_err(|error| match error {
+        TokenError::Malformed => Refusal::MissingAuthentication,
+        TokenError::Forged => Refusal::AuthenticationFailed("it was not made here"),
+    })?;
+    let endpoint = target.endpoint.ok_or(Refusal::AuthenticationFailed("the host is no endpoint's"))?;
+    if now >= claims.expires_unix {
+        return Err(Refusal::AuthenticationFailed("it has expired"));
+    }
+    Ok((claims, endpoint))
+}
+
+/// May the holder of these claims reach this port of the microVM behind the endpoint?
+pub(crate) fn admit(claims: &Claims, microvm: Option<MicrovmId>, port: u16) -> Result<MicrovmId, Refusal> {
+    let microvm = microvm.ok_or(Refusal::AuthenticationFailed("there is no such endpoint"))?;
+    if microvm != claims.microvm_id {
+        return Err(Refusal::AuthenticationFailed("it is for another microVM"));
+    }
+    match &claims.grant {
+        Grant::Shell => Err(Refusal::AuthenticationFailed("it is for a shell")),
+        Grant::Http(ports) if ports.contains(port) => Ok(microvm),
+        Grant::Http(_) => Err(Refusal::PortDenied(port)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::token::Ports;
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const SUFFIX: &str = "lambda-microvm.us-east-1.localhost";
+    const LABEL: &str = "00000000-0000-4000-8000-000000000001";
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
+    }
+
+    fn status(headers: &HeaderMap, uri: &str, server_name: Option<&str>) -> u16 {
+        match read(&Method::GET, &uri.parse().unwrap(), headers, server_name, SUFFIX) {
+            Ok(_) => 200,
+            Err(refusal) => refusal.status().as_u16(),
+        }
+    }
+
+    fn claims(grant: Grant) -> Claims {
+        Claims { microvm_id: MicrovmId::random(), grant, expires_unix: 1000 }
+    }
+
+    #[test]
+    fn hosts_are_read_as_the_grammar_says() {
+        let host = |name: &str, port| Some(Host { name: name.into(), port });
+        assert_eq!(parse_host("A.b"), host("a.b", None));
+        assert_eq!(parse_host("a.b.:443"), host("a.b", Some(443)));
+        assert_eq!(parse_host("a:"), host("a", None));
+        assert_eq!(parse_host("127.0.0.1:1"), host("127.0.0.1", Some(1)));
+        assert_eq!(parse_host("[::1]:8443"), host("[::1]", Some(8443)));
+        for bad in
+            ["", ".", "a..b", "a b", "user@a", "a:b", "a:0", "a:65536", "a:+1", "[::1", "[x]", "[::1]1", "a/b", "a.."]
+        {
+            assert_eq!(parse_host(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_is_one_label_before_the_suffix() {
+        let id = LABEL.parse().unwrap();
+        assert_eq!(endpoint_of(&format!("{LABEL}.{SUFFIX}"), SUFFIX), Some(id));
+        for bad in [
+            SUFFIX.to_owned(),
+            format!("x.{SUFFIX}"),
+            format!("{LABEL}{SUFFIX}"),
+            format!("a.{LABEL}.{SUFFIX}"),
+            format!("{LABEL}.evil.{SUFFIX}"),
+            format!("{LABEL}.{SUFFIX}.evil"),
+        ] {
+            assert_eq!(endpoint_of(&bad, SUFFIX), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_form_of_the_request_comes_first() {
+        let host = format!("{LABEL}.{SUFFIX}");
+        let good = headers(&[("host", &host), ("x-aws-proxy-auth", "t")]);
+        assert_eq!(status(&good, "/", None), 200);
+        assert_eq!(status(&good, "/", Some(&host.to_uppercase())), 200);
+        assert_eq!(status(&good, &format!("https://{host}/x"), None), 200);
+        assert_eq!(status(&good, "https://elsewhere/x", None), 400);
+        assert_eq!(status(&good, "/", Some("localhost")), 421);
+        assert_eq!(status(&headers(&[("x-aws-proxy-auth", "t")]), "/", None), 400);
+        assert_eq!(status(&headers(&[("host", "a b"), ("x-aws-proxy-auth", "t")]), "/", None), 400);
+        let mut two = good.clone();
+        two.append("host", "other".parse().unwrap());
+        assert_eq!(status(&two, "/", None), 400);
+        let mut coded = good.clone();
+        coded.insert("transfer-encoding", "gzip, chunked".parse().unwrap());
+        assert_eq!(status(&coded, "/", None), 400);
+        assert_eq!(status(&headers(&[("host", &host), ("x-aws-proxy-port", "x")]), "/", None), 400);
+        assert_eq!(status(&headers(&[("host", &host)]), "/", None), 403);
+        let mut tokens = good.clone();
+        tokens.append("x-aws-proxy-auth", "u".parse().unwrap());
+        assert_eq!(status(&tokens, "/", None), 403);
+    }
+
+    #[test]
+    fn expiry_is_the_first_second_that_is_refused() {
+        let key = TokenKey::new(Uuid::from_u128(1), [1; 32]);
+        let token = key.seal(&claims(Grant::Shell));
+        let target = Target { endpoint: Some(LABEL.parse().unwrap()), port: 80, token: &token };
+        assert!(authenticate(&target, &key, 999).is_ok());
+        assert!(matches!(authenticate(&target, &key, 1000), Err(Refusal::AuthenticationFailed(_))));
+        let nowhere = Target { endpoint: None, port: 80, token: &token };
+        assert!(matches!(authenticate(&nowhere, &key, 0), Err(Refusal::AuthenticationFailed(_))));
+        let garbage = Target { endpoint: None, port: 80, token: "x" };
+        assert!(matches!(authenticate(&garbage, &key, 0), Err(Refusal::MissingAuthentication)));
+    }
+
+    #[test]
+    fn claims_bind_microvm_kind_and_port() {
+        let http = claims(Grant::Http(Ports::from_ranges(vec![(80, 81)])));
+        let id = http.microvm_id;
+        assert_eq!(admit(&http, Some(id), 81).unwrap(), id);
+        assert!(matches!(admit(&http, Some(id), 82), Err(Refusal::PortDenied(82))));
+        assert!(matches!(admit(&http, None, 81), Err(Refusal::AuthenticationFailed(_))));
+        assert!(matches!(admit(&http, Some(MicrovmId::random()), 81), Err(Refusal::AuthenticationFailed(_))));
+        let shell = claims(Grant::Shell);
+        assert!(matches!(admit(&shell, Some(shell.microvm_id), 81), Err(Refusal::AuthenticationFailed(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn every_port_reads_back_and_nothing_else_does(port in 1u16.., junk in "[0-9a-z+. -]{0,8}") {
+            prop_assert_eq!(parse_port(&port.to_string()), Some(port));
+            if let Some(read) = parse_port(&junk) {
+                prop_assert_eq!(read.to_string(), junk);
+            }
+        }
+
+        #[test]
+        fn every_endpoint_host_leads_back_to_its_endpoint(id: u128, port in proptest::option::of(1u16..), upper: bool) {
+            let id = Uuid::from_u128(id);
+            let mut text = format!("{id}.{SUFFIX}");
+            if upper {
+                text = text.to_uppercase();
+            }
+            if let Some(port) = port {
+                text = format!("{text}:{port}");
+            }
+            let host = parse_host(&text).unwrap();
+            prop_assert_eq!(host.port, port);
+            prop_assert_eq!(endpoint_of(&host.name, SUFFIX).unwrap().uuid(), id);
+        }
+
+        #[test]
+        fn no_host_breaks_the_parser(text in ".{0,300}") {
+            if let Some(host) = parse_host(&text) {
+                prop_assert!(text.to_ascii_lowercase().starts_with(&host.name));
+                prop_assert_eq!(parse_host(&host.name), Some(Host { name: host.name.clone(), port: None }));
+            }
+        }
+    }
+}

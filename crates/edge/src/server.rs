@@ -1,0 +1,210 @@
+//! The edge as a whole: listen, serve, drain.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use api::{
+    directory::{Dialer, Directory},
+    token::TokenKey,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{config::EdgeConfig, connection, pool::Pool, refusal::chain, waiting::Waiting};
+
+/// How often unused connections to apps are looked through.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// Rest after a failed accept: out of file descriptors, most likely, and trying harder does not help.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// An address that could not be listened on.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Binding failed.
+    #[error("cannot listen on {address}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Which address was bound could not be found out.
+    #[error("cannot tell the address of a listener")]
+    LocalAddress(#[source] std::io::Error),
+}
+
+/// How the shutdown went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    /// Connections that were cut because they did not end in time.
+    pub cut: usize,
+}
+
+/// What every connection needs.
+pub(crate) struct Shared {
+    pub(crate) config: EdgeConfig,
+    pub(crate) tls: TlsAcceptor,
+    pub(crate) directory: Arc<dyn Directory>,
+    pub(crate) dialer: Arc<dyn Dialer>,
+    pub(crate) keys: Arc<TokenKey>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) waiting: Waiting,
+    /// Connections and tunnels.
+    pub(crate) tasks: TaskTracker,
+    /// Ends them all, at the end of the drain.
+    pub(crate) cut: CancellationToken,
+}
+
+/// A connection's share of the limit on connections.
+pub(crate) struct Places {
+    _accepted: OwnedSemaphorePermit,
+    served: Option<OwnedSemaphorePermit>,
+}
+
+impl Places {
+    /// It was accepted only to be told that there are too many.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.served.is_none()
+    }
+}
+
+/// An edge that does not listen yet.
+pub struct Edge {
+    shared: Arc<Shared>,
+}
+
+impl Edge {
+    /// An edge for this domain. The TLS configuration may resolve its certificates at each handshake, so that they can
+    /// be replaced while it runs.
+    #[must_use]
+    pub fn new(
+        config: EdgeConfig,
+        tls: Arc<rustls::ServerConfig>,
+        directory: Arc<dyn Directory>,
+        dialer: Arc<dyn Dialer>,
+        keys: Arc<TokenKey>,
+    ) -> Self {
+        let limits = &config.limits;
+        let pool = Pool::new(limits.upstream_idle, limits.upstream_idle_per_port, limits.upstream_idle_total);
+        let waiting = Waiting::new(limits.waiting_per_microvm);
+        let mut config = config;
+        config.domain_suffix = config.domain_suffix.trim_matches('.').to_ascii_lowercase();
+        Self {
+            shared: Arc::new(Shared {
+                config,
+                tls: TlsAcceptor::from(tls),
+                directory,
+                dialer,
+                keys,
+                pool,
+                waiting,
+                tasks: TaskTracker::new(),
+                cut: CancellationToken::new(),
+            }),
+        }
+    }
+
+    /// Listens on these addresses; all of them, or none. `*.localhost` may resolve to either loopback address, so both
+    /// are usually given.
+    pub async fn bind(self, addresses: &[SocketAddr]) -> Result<BoundEdge, BindError> {
+        let mut listeners = Vec::with_capacity(addresses.len());
+        for &address in addresses {
+            let listener = TcpListener::bind(address).await.map_err(|source| BindError::Bind { address, source })?;
+            listeners.push(listener);
+        }
+        self.listen_on(listeners)
+    }
+
+    /// Listens on sockets that were bound elsewhere, by a service manager say.
+    pub fn listen_on(self, listeners: Vec<TcpListener>) -> Result<BoundEdge, BindError> {
+        let addresses =
+            listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>().map_err(BindError::LocalAddress)?;
+        Ok(BoundEdge { shared: self.shared, listeners, addresses })
+    }
+}
+
+/// An edge that listens and can begin to serve.
+pub struct BoundEdge {
+    shared: Arc<Shared>,
+    listeners: Vec<TcpListener>,
+    addresses: Vec<SocketAddr>,
+}
+
+impl BoundEdge {
+    /// The addresses, in the order given, with the ports the kernel chose.
+    #[must_use]
+    pub fn local_addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Serves until `shutdown` is cancelled; then accepts nothing more, lets requests in flight finish within the
+    /// drain's limit, and cuts what is left.
+    pub async fn serve(self, shutdown: CancellationToken) -> Drained {
+        let Self { shared, listeners, addresses: _ } = self;
+        let limits = &shared.config.limits;
+        let served = Arc::new(Semaphore::new(limits.connections));
+        let accepted = Arc::new(Semaphore::new(limits.connections + limits.connections_refused));
+        let acceptors = TaskTracker::new();
+        for listener in listeners {
+            let (shared, served, accepted) = (Arc::clone(&shared), Arc::clone(&served), Arc::clone(&accepted));
+            let shutdown = shutdown.clone();
+            acceptors.spawn(async move {
+                tokio::select! {
+                    () = accept_all(&shared, listener, &served, &accepted, &shutdown) => {}
+                    () = shutdown.cancelled() => {}
+                }
+            });
+        }
+        acceptors.close();
+        tokio::select! {
+            () = acceptors.wait() => {}
+            () = sweep_forever(&shared) => {}
+        }
+        // Without listeners there is nothing to wait for but the order to stop.
+        shutdown.cancelled().await;
+        shared.tasks.close();
+        let mut cut = 0;
+        if timeout(limits.drain, shared.tasks.wait()).await.is_err() {
+            cut = shared.tasks.len();
+            shared.cut.cancel();
+            shared.tasks.wait().await;
+        }
+        tracing::info!(cut, "edge drained");
+        Drained { cut }
+    }
+}
+
+async fn sweep_forever(shared: &Shared) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        shared.pool.sweep();
+    }
+}
+
+async fn accept_all(
+    shared: &Arc<Shared>,
+    listener: TcpListener,
+    served: &Arc<Semaphore>,
+    accepted: &Arc<Semaphore>,
+    drain: &CancellationToken,
+) {
+    loop {
+        let place = Arc::clone(accepted).acquire_owned().await.expect("the semaphore is never closed");
+        let socket: TcpStream = match listener.accept().await {
+            Ok((socket, _)) => socket,
+            Err(error) => {
+                tracing::warn!(fault = "platform", cause = chain(&error), "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let places = Places { _accepted: place, served: Arc::clone(served).try_acquire_owned().ok() };
+        shared.tasks.spawn(connection::serve(Arc::clone(shared), socket, places, drain.clone()));
+    }
+}

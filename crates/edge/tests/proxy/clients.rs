@@ -1,0 +1,31 @@
+//! Clients that people use.
+
+use std::process::Stdio;
+
+use tokio::process::Command;
+
+use crate::support::{App, World};
+
+#[tokio::test]
+async fn curl_trusts_the_development_authority() {
+    let world = World::new().await;
+    let app = App::mirror().await;
+    world.place(8080, &app);
+    let host = world.host();
+    let port = world.address.port();
+    let output = Command::new("curl")
+        .args(["--silent", "--show-error", "--max-time", "20", "--cacert"])
+        .arg(world.ca.path().join("ca.pem"))
+        .args(["--resolve", &format!("{host}:{port}:127.0.0.1")])
+        .args(["--header", &format!("X-aws-proxy-auth: {}", world.token())])
+        .arg(format!("https://{host}:{port}/hello"))
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let seen = String::from_utf8(output.stdout).unwrap();
+    assert!(seen.starts_with("GET /hello\n"), "{seen}");
+    assert!(seen.contains(&format!("host: {host}:{port}\n")), "{seen}");
+}

@@ -1,0 +1,325 @@
+//! A world of one microVM: its edge, its directory, its apps, and clients.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use api::{
+    directory::{AppStream, DialError, Dialer, Directory, Unavailable},
+    ids::{EndpointId, MicrovmId, VmId},
+    token::{Claims, Grant, Ports, TokenKey},
+};
+use bytes::Bytes;
+use edge::{Drained, Edge, EdgeConfig, Limits};
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty, Full, combinators::BoxBody};
+use hyper::{body::Incoming, client::conn::http1::SendRequest, service::service_fn};
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinHandle,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub const SUFFIX: &str = "lambda-microvm.us-east-1.localhost";
+
+pub type Body = BoxBody<Bytes, hyper::Error>;
+
+pub fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed()
+}
+
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed()
+}
+
+/// Control, with one microVM.
+pub struct OneMicrovm {
+    pub endpoint: EndpointId,
+    pub microvm: MicrovmId,
+    /// What a wake leads to; `None`: it has not yet.
+    pub state: watch::Sender<Option<Result<VmId, Unavailable>>>,
+    pub wakes: AtomicUsize,
+    pub touches: AtomicUsize,
+}
+
+#[async_trait::async_trait]
+impl Directory for OneMicrovm {
+    async fn microvm_at(&self, endpoint: &EndpointId) -> Option<MicrovmId> {
+        (*endpoint == self.endpoint).then_some(self.microvm)
+    }
+
+    async fn awake(&self, microvm: &MicrovmId) -> Result<VmId, Unavailable> {
+        assert_eq!(*microvm, self.microvm);
+        self.wakes.fetch_add(1, Ordering::SeqCst);
+        let mut state = self.state.subscribe();
+        let state = state.wait_for(Option::is_some).await.expect("the world outlives its requests");
+        state.clone().expect("it was waited for")
+    }
+
+    fn touch(&self, microvm: &MicrovmId) {
+        assert_eq!(*microvm, self.microvm);
+        self.touches.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A host: which VM's which port is which local address.
+#[derive(Default)]
+pub struct Ground {
+    pub apps: Mutex<HashMap<(VmId, u16), SocketAddr>>,
+    pub vms: Mutex<Vec<VmId>>,
+    pub dials: AtomicUsize,
+    /// Called when a VM is found gone.
+    pub on_gone: Mutex<Option<Box<dyn Fn() + Send>>>,
+}
+
+#[async_trait::async_trait]
+impl Dialer for Ground {
+    async fn dial(&self, _: &MicrovmId, vm: &VmId, port: u16) -> Result<Box<dyn AppStream>, DialError> {
+        self.dials.fetch_add(1, Ordering::SeqCst);
+        if !self.vms.lock().unwrap().contains(vm) {
+            if let Some(on_gone) = &*self.on_gone.lock().unwrap() {
+                on_gone();
+            }
+            return Err(DialError::Gone);
+        }
+        let address = self.apps.lock().unwrap().get(&(*vm, port)).copied().ok_or(DialError::Refused { port })?;
+        Ok(Box::new(TcpStream::connect(address).await.map_err(DialError::Unreachable)?))
+    }
+}
+
+pub struct World {
+    pub directory: Arc<OneMicrovm>,
+    pub ground: Arc<Ground>,
+    pub key: Arc<TokenKey>,
+    pub address: SocketAddr,
+    pub ca: tempfile::TempDir,
+    pub shutdown: CancellationToken,
+    pub serving: Option<JoinHandle<Drained>>,
+    _end: DropGuard,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// A world with other limits; its microVM runs, without an app.
+    pub async fn with(change: impl FnOnce(&mut Limits)) -> Self {
+        let ca = tempfile::tempdir().unwrap();
+        let tls = edge::ca::load_or_create(ca.path(), SUFFIX).unwrap().server_config();
+        let vm = VmId::random();
+        let directory = Arc::new(OneMicrovm {
+            endpoint: EndpointId::random(),
+            microvm: MicrovmId::random(),
+            state: watch::Sender::new(Some(Ok(vm))),
+            wakes: AtomicUsize::new(0),
+            touches: AtomicUsize::new(0),
+        });
+        let ground = Arc::new(Ground::default());
+        ground.vms.lock().unwrap().push(vm);
+        let key = Arc::new(TokenKey::new(uuid::Uuid::new_v4(), [7; 32]));
+        let mut limits = Limits::standard();
+        change(&mut limits);
+        let config = EdgeConfig { domain_suffix: SUFFIX.to_owned(), limits };
+        let bound = Edge::new(config, tls, Arc::clone(&directory) as _, Arc::clone(&ground) as _, Arc::clone(&key))
+            .bind(&["127.0.0.1:0".parse().unwrap()])
+            .await
+            .unwrap();
+        let address = bound.local_addresses()[0];
+        let shutdown = CancellationToken::new();
+        let serving = Some(tokio::spawn(bound.serve(shutdown.clone())));
+        let end = shutdown.clone().drop_guard();
+        Self { directory, ground, key, address, ca, shutdown, serving, _end: end }
+    }
+
+    pub fn host(&self) -> String {
+        format!("{}.{SUFFIX}", self.directory.endpoint)
+    }
+
+    pub fn vm(&self) -> VmId {
+        self.directory.state.borrow().clone().unwrap().unwrap()
+    }
+
+    pub fn wakes(&self) -> usize {
+        self.directory.wakes.load(Ordering::SeqCst)
+    }
+
+    pub fn dials(&self) -> usize {
+        self.ground.dials.load(Ordering::SeqCst)
+    }
+
+    /// The app on a port of the VM that runs now.
+    pub fn place(&self, port: u16, app: &App) {
+        self.ground.apps.lock().unwrap().insert((self.vm(), port), app.address);
+    }
+
+    /// Suspends and resumes: another VM.
+    pub fn another_vm(&self) -> VmId {
+        let vm = VmId::random();
+        *self.ground.vms.lock().unwrap() = vec![vm];
+        self.directory.state.send_replace(Some(Ok(vm)));
+        vm
+    }
+
+    pub fn claims(&self) -> Claims {
+        Claims {
+            microvm_id: self.directory.microvm,
+            grant: Grant::Http(Ports::from_ranges(vec![(8000, 8999)])),
+            expires_unix: now() + 600,
+        }
+    }
+
+    pub fn token(&self) -> String {
+        self.key.seal(&self.claims())
+    }
+
+    pub fn request(&self, method: &str, path: &str) -> http::request::Builder {
+        Request::builder().method(method).uri(path).header("host", self.host()).header("x-aws-proxy-auth", self.token())
+    }
+
+    pub async fn tls(&self, server_name: &str) -> TlsStream<TcpStream> {
+        let pem = std::fs::read(self.ca.path().join("ca.pem")).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let socket = TcpStream::connect(self.address).await.unwrap();
+        let name = ServerName::try_from(server_name.to_owned()).unwrap();
+        TlsConnector::from(Arc::new(config)).connect(name, socket).await.unwrap()
+    }
+
+    pub async fn client(&self) -> SendRequest<Body> {
+        self.client_for(&self.host()).await
+    }
+
+    pub async fn client_for(&self, server_name: &str) -> SendRequest<Body> {
+        let io = TokioIo::new(self.tls(server_name).await);
+        let (sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        sender
+    }
+
+    pub async fn get(&self, path: &str) -> Response<Incoming> {
+        self.send(self.request("GET", path).body(empty()).unwrap()).await
+    }
+
+    /// Sends on a connection of its own.
+    pub async fn send(&self, request: Request<Body>) -> Response<Incoming> {
+        self.client().await.send_request(request).await.unwrap()
+    }
+}
+
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
+}
+
+pub async fn text(response: Response<Incoming>) -> String {
+    String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+/// A server on a local port, until dropped.
+pub struct App {
+    pub address: SocketAddr,
+    pub requests: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl App {
+    pub fn requests(&self) -> usize {
+        self.requests.load(Ordering::SeqCst)
+    }
+
+    /// An app that does with each connection what it likes.
+    pub async fn raw<F>(serve: impl Fn(TcpStream, usize) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let requests = Arc::new(AtomicUsize::new(0));
+        let task = tokio::spawn(async move {
+            let mut tasks = tokio::task::JoinSet::new();
+            for number in 0.. {
+                let (socket, _) = listener.accept().await.unwrap();
+                tasks.spawn(serve(socket, number));
+            }
+        });
+        Self { address, requests, task }
+    }
+
+    pub async fn http<F>(answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&requests);
+        let mut app = Self::raw(move |socket, _| {
+            let (answer, counted) = (answer.clone(), Arc::clone(&counted));
+            async move {
+                let service = service_fn(move |request| {
+                    counted.fetch_add(1, Ordering::SeqCst);
+                    let answer = answer(request);
+                    async move { Ok::<_, Infallible>(answer.await) }
+                });
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(socket), service)
+                    .with_upgrades();
+                // Clients leave as they like.
+                let _ = connection.await;
+            }
+        })
+        .await;
+        app.requests = requests;
+        app
+    }
+
+    /// Answers with the head that it was sent.
+    pub async fn mirror() -> Self {
+        Self::http(|request| async move {
+            let mut head = format!("{} {}\n", request.method(), request.uri());
+            for (name, value) in request.headers() {
+                head.push_str(&format!("{name}: {}\n", value.to_str().unwrap()));
+            }
+            Response::new(full(head))
+        })
+        .await
+    }
+
+    /// Answers with the body that it is sent, as it comes, trailers included.
+    pub async fn echo() -> Self {
+        Self::http(|request| async move {
+            Response::builder().header("trailer", "x-sum").body(request.into_body().boxed()).unwrap()
+        })
+        .await
+    }
+}
+
+/// Waits until it is so, at most ten seconds.
+pub async fn until(what: &str, so: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !so() {
+        assert!(tokio::time::Instant::now() < deadline, "{what} did not come about");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
