@@ -1,0 +1,218 @@
+//! The host's end of the connection to the agent inside a VM.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use guest_protocol::{
+    AGENT_PORT, AppSpec, AppStatus, Event, FrameError, GENERATION, Message, Open, Opened, Purpose, Reply, Request,
+    RequestBody, read_frame, write_frame,
+};
+use rand::RngCore;
+use tokio::{
+    net::TcpStream,
+    sync::{mpsc, oneshot, watch},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{log::BoundedLog, network::Namespace};
+
+/// How long one request to the agent may take. Under emulation on a loaded machine a busy guest needs seconds.
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// How long one attempt to open a connection may take.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Requests waiting to be written; verbs come one at a time, so more than a few means the agent is stuck.
+const REQUESTS_WAITING_MAX: usize = 8;
+
+/// Why the agent did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// No connection.
+    #[error("the agent cannot be reached")]
+    Connect(#[source] io::Error),
+    /// A connection that does not speak the protocol.
+    #[error("the agent does not speak the protocol")]
+    Frame(#[source] FrameError),
+    /// The connection ended before the answer.
+    #[error("the agent went away")]
+    Closed,
+    /// No answer in time.
+    #[error("the agent did not answer within {} s", REQUEST_TIME_MAX.as_secs())]
+    Silent,
+    /// The agent said no.
+    #[error("{reason}")]
+    Refused {
+        /// Its words.
+        reason: String,
+    },
+}
+
+/// A control connection. Dropping it closes it.
+pub struct Agent {
+    requests: mpsc::Sender<(RequestBody, oneshot::Sender<Reply>)>,
+    app: watch::Receiver<AppStatus>,
+    closed: CancellationToken,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Agent {
+    /// Connects, once.
+    pub async fn connect(namespace: &Namespace, log: Arc<Mutex<BoundedLog>>) -> Result<Self, AgentError> {
+        let stream = open(namespace, Purpose::Control, CONNECT_TIME_MAX).await?;
+        let (requests, receive) = mpsc::channel(REQUESTS_WAITING_MAX);
+        let (status, app) = watch::channel(AppStatus::NotStarted);
+        let closed = CancellationToken::new();
+        let task = tokio::spawn({
+            let guard = closed.clone().drop_guard();
+            async move {
+                let _guard = guard;
+                if let Err(error) = converse(stream, receive, status, log).await
+                    && !matches!(error, FrameError::Closed)
+                {
+                    tracing::debug!(%error, "an agent connection ended");
+                }
+            }
+        });
+        Ok(Self { requests, app, closed, _task: AbortOnDropHandle::new(task) })
+    }
+
+    /// Connects to an agent that is still booting, until the deadline.
+    pub async fn connect_at_boot(
+        namespace: &Namespace,
+        log: Arc<Mutex<BoundedLog>>,
+        timeout: Duration,
+    ) -> Result<Self, AgentError> {
+        let attempts = async {
+            loop {
+                match Self::connect(namespace, Arc::clone(&log)).await {
+                    Ok(agent) => return agent,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            }
+        };
+        tokio::time::timeout(timeout, attempts)
+            .await
+            .map_err(|_| AgentError::Connect(io::Error::from(io::ErrorKind::TimedOut)))
+    }
+
+    /// Starts the app.
+    pub async fn start(&self, app: AppSpec) -> Result<AppStatus, AgentError> {
+        self.ask(RequestBody::Start(app)).await
+    }
+
+    /// Makes a restored guest's clock right and its random numbers its own.
+    pub async fn restored(&self) -> Result<AppStatus, AgentError> {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
+        let mut seed = [0u8; 32];
+        rand::rng().fill_bytes(&mut seed);
+        self.ask(RequestBody::Restored {
+            unix_nanos: u64::try_from(since_epoch.as_nanos()).expect("the clock is before 2554"),
+            seed: STANDARD.encode(seed),
+        })
+        .await
+    }
+
+    /// Writes the guest's file data to its disk.
+    pub async fn quiesce(&self) -> Result<AppStatus, AgentError> {
+        self.ask(RequestBody::Quiesce).await
+    }
+
+    /// How the app is.
+    pub async fn status(&self) -> Result<AppStatus, AgentError> {
+        self.ask(RequestBody::Status).await
+    }
+
+    /// Returns the app's exit code when it ends; `None` when the connection ends first.
+    pub async fn app_exited(&self) -> Option<i32> {
+        let mut app = self.app.clone();
+        let exited = app.wait_for(|status| matches!(status, AppStatus::Exited { .. })).await;
+        match exited.as_deref() {
+            Ok(AppStatus::Exited { code }) => Some(*code),
+            _ => None,
+        }
+    }
+
+    async fn ask(&self, body: RequestBody) -> Result<AppStatus, AgentError> {
+        let (send, receive) = oneshot::channel();
+        let exchange = async {
+            self.requests.send((body, send)).await.map_err(|_| AgentError::Closed)?;
+            tokio::select! {
+                reply = receive => reply.map_err(|_| AgentError::Closed),
+                () = self.closed.cancelled() => Err(AgentError::Closed),
+            }
+        };
+        match tokio::time::timeout(REQUEST_TIME_MAX, exchange).await.map_err(|_| AgentError::Silent)?? {
+            Reply::App(status) => Ok(status),
+            Reply::Failed { reason } => Err(AgentError::Refused { reason: reason.chars().take(1000).collect() }),
+        }
+    }
+}
+
+/// Opens a connection for a purpose. `ConnectionRefused` means that the agent refused the purpose.
+pub async fn open(namespace: &Namespace, purpose: Purpose, timeout: Duration) -> Result<TcpStream, AgentError> {
+    let mut stream = namespace.connect(AGENT_PORT, timeout).await.map_err(AgentError::Connect)?;
+    let opening = async {
+        write_frame(&mut stream, &Open { generation: GENERATION, purpose }).await?;
+        read_frame::<Opened>(&mut stream).await
+    };
+    let opened = tokio::time::timeout(timeout, opening).await.map_err(|_| AgentError::Silent)?;
+    match opened.map_err(AgentError::Frame)?.error {
+        None => Ok(stream),
+        Some(reason) => Err(AgentError::Refused { reason: reason.chars().take(1000).collect() }),
+    }
+}
+
+/// Carries requests and answers until either side closes.
+async fn converse(
+    stream: TcpStream,
+    mut requests: mpsc::Receiver<(RequestBody, oneshot::Sender<Reply>)>,
+    status: watch::Sender<AppStatus>,
+    log: Arc<Mutex<BoundedLog>>,
+) -> Result<(), FrameError> {
+    let (mut reader, mut writer) = stream.into_split();
+    let waiting: Mutex<HashMap<u64, oneshot::Sender<Reply>>> = Mutex::default();
+    let locked = || waiting.lock().expect("no holder of this lock panics");
+    let write = async {
+        let mut id = 0u64;
+        while let Some((body, answer)) = requests.recv().await {
+            id += 1;
+            {
+                let mut waiting = locked();
+                waiting.retain(|_, answer| !answer.is_closed());
+                waiting.insert(id, answer);
+            }
+            write_frame(&mut writer, &Request { id, body }).await?;
+        }
+        Err(FrameError::Closed)
+    };
+    let read = async {
+        loop {
+            match read_frame::<Message>(&mut reader).await? {
+                Message::Reply { id, reply } => {
+                    if let Reply::App(app) = &reply {
+                        status.send_replace(app.clone());
+                    }
+                    if let Some(answer) = locked().remove(&id) {
+                        // The asker may have given up.
+                        let _ = answer.send(reply);
+                    }
+                }
+                Message::Event(Event::AppExited { code }) => {
+                    status.send_replace(AppStatus::Exited { code });
+                }
+                Message::Event(Event::Output { data, .. }) => {
+                    if let Ok(data) = STANDARD.decode(data) {
+                        log.lock().expect("no holder of this lock panics").write(&data);
+                    }
+                }
+            }
+        }
+    };
+    tokio::select! { result = write => result, result = read => result }
+}

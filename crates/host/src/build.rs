@@ -1,0 +1,477 @@
+//! From a zip to an image version: the app already running, frozen in a snapshot.
+//!
+//! ```text
+//! fetch zip ─► Dockerfile built, root disk ─► boot, agent ─► start the app ─► ready ─► pause, save ─► /validate ─► in place
+//! └──────────────────────── everything in builds/<build id>/, removed unless renamed ───────────────────────────┘
+//! ```
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use api::{
+    host::{BuildFailure, BuildReport, BuildSpec, MicrovmSpec},
+    ids::MicrovmId,
+};
+use builder::{ImageConfig, Job};
+use guest_protocol::{AppSpec, AppStatus, Purpose};
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use vmm::{MemoryBacking, Vm};
+
+use crate::{
+    agent::{self, Agent},
+    capacity,
+    files::{self, MicrovmFiles, VersionFiles},
+    hooks::{self, HookFailure},
+    launch,
+    local::LocalHost,
+    log::BoundedLog,
+    machine::keep_console,
+    manifest,
+    network::{Namespace, Pool},
+    verbs::{blocking, reason_of},
+};
+
+/// Largest zip that is fetched. The service's build disk is about 7 GiB.
+const ARCHIVE_BYTES_MAX: u64 = 7 * 1024 * 1024 * 1024;
+
+/// How long a guest may take from power-on to its agent's first answer. Emulated on a loaded machine: tens of seconds.
+const BOOT_TIME_MAX: Duration = Duration::from_secs(180);
+
+/// Without a `/ready` hook: how long the app's port is waited for before the snapshot is taken all the same, as of an
+/// app that serves nothing.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Pause between two looks at an app that settles.
+const SETTLE_PAUSE: Duration = Duration::from_millis(200);
+
+/// Port that counts as the app's when the image exposes none; the edge's default.
+const DEFAULT_PORT: u16 = 8080;
+
+/// Free disk below which a failed step is put down to the disk.
+const DISK_FULL_BELOW_BYTES: u64 = 1024 * 1024;
+
+impl LocalHost {
+    pub(crate) async fn build_image(&self, spec: BuildSpec) -> Result<BuildReport, BuildFailure> {
+        let work = WorkDir(self.config.layout.build_dir(&spec.build_id));
+        let result = self.build_in(&spec, &work.0).await;
+        if let Err(failure) = &result {
+            self.log(&spec, &format!("the build failed: {failure}\n"));
+        }
+        let _ = files::remove_dir(work.0.clone()).await;
+        result
+    }
+
+    async fn build_in(&self, spec: &BuildSpec, work: &std::path::Path) -> Result<BuildReport, BuildFailure> {
+        let log_path = self.config.layout.build_log(&spec.image.image_id, &spec.build_id);
+        let version = VersionFiles::at(work.join("version"));
+        let prepare = async {
+            let logs = log_path.parent().expect("a log is in a directory");
+            tokio::fs::create_dir_all(logs).await?;
+            // Logs outlive the image's record; its name beside them is how a person finds them.
+            tokio::fs::write(logs.join("name"), &spec.labels.name).await?;
+            tokio::fs::create_dir_all(version.dir()).await
+        };
+        prepare.await.map_err(|error| internal("the build's directory cannot be made", &error))?;
+
+        self.log(spec, &format!("fetching s3://{}/{}\n", spec.bucket, spec.key));
+        let archive = work.join("artifact.zip");
+        self.config
+            .artifacts
+            .fetch(&spec.bucket, &spec.key, &archive, ARCHIVE_BYTES_MAX)
+            .await
+            .map_err(|error| failure(error.to_string()))?;
+
+        let job = Job {
+            archive,
+            tag: spec.build_id.to_string(),
+            log: log_path,
+            root_disk: version.root_disk(),
+            env: spec.environment.clone(),
+            cancel: CancellationToken::new(),
+        };
+        let cancel = job.cancel.clone().drop_guard();
+        let built = self.builder.build(&job).await.map_err(|error| failure(error.reason().to_owned()))?;
+        drop(cancel);
+
+        let with_size = |mut failure: BuildFailure| {
+            failure.code_install_bytes = Some(built.code_install_bytes);
+            failure
+        };
+        self.snapshot_app(spec, &built.config, &version, work).await.map_err(with_size)?;
+        let report = weigh(&version, built.code_install_bytes).map_err(with_size)?;
+        self.put_in_place(spec, &version).await.map_err(with_size)?;
+        if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.validate)
+            && let Err(failure) = self.validate(spec, port, timeout, work).await
+        {
+            let _ = self.remove_image_files(&spec.image).await;
+            return Err(with_size(failure));
+        }
+        self.log(spec, "the image version is ready\n");
+        Ok(report)
+    }
+
+    /// Boots the root disk, starts the app, and takes the snapshot once it is ready.
+    async fn snapshot_app(
+        &self,
+        spec: &BuildSpec,
+        config: &ImageConfig,
+        version: &VersionFiles,
+        work: &std::path::Path,
+    ) -> Result<(), BuildFailure> {
+        let app = app_spec(spec, config, &self.config.nameservers)?;
+        builder::make_scratch_disk(&version.scratch_disk(), u64::from(spec.size.disk_gib()))
+            .await
+            .map_err(|error| internal("the writable disk cannot be made", &error))?;
+        let memory_bytes = u64::from(spec.size.guest_memory_mib()) * 1024 * 1024;
+        let memory = version.memory();
+        blocking(move || std::fs::File::create_new(memory)?.set_len(memory_bytes))
+            .await
+            .map_err(|error| internal("the memory file cannot be made", &error))?;
+
+        self.log(spec, "booting a microVM to start the application in\n");
+        let guest = BuildGuest::boot(self, spec, version, work).await?;
+        let status = guest.agent.start(app).await.map_err(|error| {
+            failure(format!("CONTAINER_START_FAILED: {}", reason_of("the application could not be started", &error)))
+        })?;
+        if let AppStatus::Exited { code } = status {
+            return Err(exited_early(code));
+        }
+        let ready = guest.wait_until_ready(spec, config);
+        tokio::select! {
+            // The exit is the better reason when both are there.
+            biased;
+            Some(code) = guest.agent.app_exited() => return Err(exited_early(code)),
+            result = ready => result?,
+        }
+        self.log(spec, "the application is ready; taking the snapshot\n");
+        guest.agent.quiesce().await.map_err(|error| internal("the guest's disk cannot be written", &error))?;
+        guest.vm.pause().await.map_err(|error| internal("the microVM cannot be stopped", &error))?;
+        guest
+            .vm
+            .save_device_state(&version.device_state())
+            .await
+            .map_err(|error| self.internal_or_disk_full("the snapshot cannot be written", &error))?;
+        guest.end().await;
+        if !capacity::has_room(version.dir(), 0).unwrap_or(true) {
+            return Err(disk_full());
+        }
+        let (dir, accel) = (VersionFiles::at(version.dir().clone()), self.config.accel);
+        let (size, qemu) = (spec.size, self.config.qemu.clone());
+        blocking(move || manifest::write_version(&dir, size, accel, qemu.as_deref()))
+            .await
+            .map_err(|error| self.internal_or_disk_full("the snapshot cannot be written", &error))
+    }
+
+    /// Runs `/validate` on a VM restored from the new snapshot. Nothing done there is kept.
+    async fn validate(
+        &self,
+        spec: &BuildSpec,
+        port: u16,
+        timeout: Duration,
+        work: &std::path::Path,
+    ) -> Result<(), BuildFailure> {
+        self.log(spec, "validating the snapshot\n");
+        let clone = MicrovmSpec {
+            microvm_id: MicrovmId::random(),
+            image: spec.image.clone(),
+            size: spec.size,
+            hooks: api::hooks::HookPlan::default(),
+            run_hook_payload: None,
+        };
+        let files = MicrovmFiles::at(work.join("validate"));
+        let machine = self.launch(&clone, &files).await.map_err(|error| {
+            failure(format!("INTERNAL_PLATFORM_ERROR: the snapshot could not be restored: {error}"))
+        })?;
+        let validated = hooks::call_until_ready(&machine.namespace, port, "validate", timeout).await;
+        self.clear(&machine).await;
+        let _ = files::remove_dir(self.config.layout.log_dir(&clone.microvm_id)).await;
+        validated.map_err(|failure| build_hook_failure("Validate", failure, timeout))
+    }
+
+    async fn put_in_place(&self, spec: &BuildSpec, version: &VersionFiles) -> Result<(), BuildFailure> {
+        let to = self.config.layout.version_dir(&spec.image);
+        let from = version.dir().clone();
+        blocking(move || {
+            let parent = to.parent().expect("a version is in its image's directory");
+            std::fs::create_dir_all(parent)?;
+            std::fs::rename(&from, &to)?;
+            std::fs::File::open(parent)?.sync_all()
+        })
+        .await
+        .map_err(|error| internal("the image version cannot be put in place", &error))
+    }
+
+    pub(crate) async fn remove_image_files(&self, image: &api::host::ImageRef) -> Result<(), api::host::HostError> {
+        let dir = self.config.layout.version_dir(image);
+        let parent = dir.parent().map(std::path::Path::to_owned);
+        files::remove_dir(dir).await.map_err(|error| api::host::HostError::Unchanged {
+            reason: reason_of("The image's files could not be removed", &error),
+        })?;
+        if let Some(parent) = parent {
+            // Stays if another version is in it.
+            let _ = tokio::fs::remove_dir(parent).await;
+        }
+        Ok(())
+    }
+
+    fn log(&self, spec: &BuildSpec, line: &str) {
+        let path = self.config.layout.build_log(&spec.image.image_id, &spec.build_id);
+        if let Ok(mut log) = BoundedLog::open(&path) {
+            log.write(b"pilotlight: ");
+            log.write(line.as_bytes());
+        }
+    }
+
+    fn internal_or_disk_full(&self, what: &str, error: &dyn std::error::Error) -> BuildFailure {
+        let disk = rustix::fs::statvfs(&self.config.layout.data);
+        match disk {
+            Ok(disk) if disk.f_bavail.saturating_mul(disk.f_frsize) < DISK_FULL_BELOW_BYTES => disk_full(),
+            _ => internal(what, error),
+        }
+    }
+}
+
+/// The directory of a build, removed if the build is dropped half way.
+struct WorkDir(PathBuf);
+
+impl Drop for WorkDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The VM an app is started in. Dropped half way, it is ended in the background.
+struct BuildGuest {
+    vm: Vm,
+    namespace: Namespace,
+    agent: Agent,
+    _console: AbortOnDropHandle<()>,
+    _ender: Ender,
+}
+
+/// Ends a VM and gives its namespace back, whatever becomes of its owner.
+struct Ender(Option<(Vm, Namespace, Arc<Pool>)>);
+
+impl Ender {
+    async fn end(&mut self) {
+        if let Some((vm, namespace, pool)) = self.0.take() {
+            launch::end_vm(&vm).await;
+            pool.give_back(namespace.name()).await;
+        }
+    }
+}
+
+impl Drop for Ender {
+    fn drop(&mut self) {
+        // Without a runtime the process is ending; the next start finds the VM and ends it.
+        if let Some((vm, namespace, pool)) = self.0.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(async move {
+                launch::end_vm(&vm).await;
+                pool.give_back(namespace.name()).await;
+            });
+        }
+    }
+}
+
+impl BuildGuest {
+    async fn boot(
+        host: &LocalHost,
+        spec: &BuildSpec,
+        version: &VersionFiles,
+        work: &std::path::Path,
+    ) -> Result<Self, BuildFailure> {
+        let files = MicrovmFiles::at(work.to_owned());
+        tokio::fs::create_dir_all(files.vm_dir())
+            .await
+            .map_err(|error| internal("the VM's directory cannot be made", &error))?;
+        let namespace = host.pool.take().await.map_err(|error| internal("no network for the VM", &error))?;
+        let mut vm_spec = launch::vm_spec(
+            &host.config,
+            format!("build-{}", spec.build_id),
+            spec.size,
+            version,
+            &files,
+            MemoryBacking::Shared(version.memory()),
+            &namespace,
+        );
+        vm_spec.disks[1].path = version.scratch_disk();
+        let vm = match Vm::boot(&vm_spec).await {
+            Ok(vm) => vm,
+            Err(error) => {
+                host.pool.give_back(namespace.name()).await;
+                return Err(host.internal_or_disk_full("the VM cannot be started", &error));
+            }
+        };
+        let ender = Ender(Some((vm.clone(), namespace.clone(), Arc::clone(&host.pool))));
+        let log_path = host.config.layout.build_log(&spec.image.image_id, &spec.build_id);
+        let console_path = log_path.with_extension("console.log");
+        let console =
+            keep_console(&vm, &console_path).map_err(|error| internal("the console log cannot be made", &error))?;
+        let log = BoundedLog::open(&log_path).map_err(|error| internal("the build log cannot be opened", &error))?;
+        let connecting = Agent::connect_at_boot(&namespace, Arc::new(Mutex::new(log)), BOOT_TIME_MAX);
+        let agent = tokio::select! {
+            agent = connecting => agent.map_err(|error| internal("the guest does not boot", &error))?,
+            report = vm.exited() => {
+                return Err(failure(format!("INTERNAL_PLATFORM_ERROR: the guest ended while it booted: {report}")));
+            }
+        };
+        Ok(Self { vm, namespace, agent, _console: console, _ender: ender })
+    }
+
+    async fn wait_until_ready(&self, spec: &BuildSpec, config: &ImageConfig) -> Result<(), BuildFailure> {
+        if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.ready) {
+            return hooks::call_until_ready(&self.namespace, port, "ready", timeout)
+                .await
+                .map_err(|failure| build_hook_failure("Ready", failure, timeout));
+        }
+        let ports = if config.exposed_ports.is_empty() { &[DEFAULT_PORT][..] } else { &config.exposed_ports };
+        let deadline = Instant::now() + SETTLE_TIME_MAX;
+        while Instant::now() < deadline {
+            for &port in ports {
+                if agent::open(&self.namespace, Purpose::Connect { port }, SETTLE_TIME_MAX).await.is_ok() {
+                    return Ok(());
+                }
+            }
+            tokio::time::sleep(SETTLE_PAUSE).await;
+        }
+        Ok(())
+    }
+
+    async fn end(mut self) {
+        self._ender.end().await;
+    }
+}
+
+/// What the app is started with: the image's configuration, the image-level variables, and the service's own names.
+fn app_spec(spec: &BuildSpec, config: &ImageConfig, nameservers: &[std::net::IpAddr]) -> Result<AppSpec, BuildFailure> {
+    let argv: Vec<String> = config.entrypoint.iter().chain(&config.cmd).cloned().collect();
+    if argv.is_empty() {
+        return Err(failure(
+            "CONTAINER_START_FAILED: the image has neither ENTRYPOINT nor CMD; add one to the Dockerfile".to_owned(),
+        ));
+    }
+    let labels = &spec.labels;
+    let ours = [
+        ("AWS_LAMBDA_MICROVM_IMAGE_NAME", labels.name.clone()),
+        ("AWS_LAMBDA_MICROVM_IMAGE_ARN", labels.arn.clone()),
+        ("AWS_LAMBDA_MICROVM_IMAGE_VERSION", spec.image.version.to_string()),
+        ("AWS_REGION", labels.region.clone()),
+    ];
+    // Later ones win, as the agent keeps the last of a name.
+    let mut env = config.env.clone();
+    env.extend(spec.environment.iter().cloned());
+    env.extend(ours.map(|(name, value)| (name.to_owned(), value)));
+    let mut unique: Vec<(String, String)> = Vec::with_capacity(env.len());
+    for (name, value) in env {
+        match unique.iter_mut().find(|(other, _)| *other == name) {
+            Some(slot) => slot.1 = value,
+            None => unique.push((name, value)),
+        }
+    }
+    Ok(AppSpec {
+        argv,
+        env: unique,
+        cwd: if config.workdir.is_empty() { "/".to_owned() } else { config.workdir.clone() },
+        user: config.user.clone(),
+        hostname: "localhost".to_owned(),
+        all_capabilities: spec.all_capabilities,
+        nameservers: nameservers.iter().map(ToString::to_string).collect(),
+    })
+}
+
+fn weigh(version: &VersionFiles, code_install_bytes: u64) -> Result<BuildReport, BuildFailure> {
+    use std::os::unix::fs::MetadataExt;
+
+    let allocated = |path: PathBuf| {
+        std::fs::metadata(path)
+            .map(|file| file.blocks() * 512)
+            .map_err(|error| internal("the snapshot cannot be weighed", &error))
+    };
+    Ok(BuildReport {
+        memory_snapshot_bytes: allocated(version.memory())? + allocated(version.device_state())?,
+        code_install_bytes,
+        disk_snapshot_bytes: allocated(version.scratch_disk())?,
+    })
+}
+
+fn failure(reason: String) -> BuildFailure {
+    BuildFailure { reason, code_install_bytes: None }
+}
+
+fn disk_full() -> BuildFailure {
+    failure("DISK_STORAGE_FULL: no space left on this host's disk for the image".to_owned())
+}
+
+fn internal(what: &str, error: &dyn std::error::Error) -> BuildFailure {
+    failure(format!("INTERNAL_PLATFORM_ERROR: {}", reason_of(what, error)))
+}
+
+fn exited_early(code: i32) -> BuildFailure {
+    failure(format!(
+        "Container Stopped with Exit Code: {code} before the application was ready; its output is in the build log"
+    ))
+}
+
+/// The service's sentences for a failed build hook.
+fn build_hook_failure(hook: &str, failure_kind: HookFailure, timeout: Duration) -> BuildFailure {
+    failure(match failure_kind {
+        HookFailure::TimedOut | HookFailure::NoAnswer => {
+            format!("{hook} hook invocation timed out after {}", iso_duration(timeout))
+        }
+        HookFailure::Status(status) => {
+            let (side, class) = match status {
+                500.. => ("a server", "5xx"),
+                400..500 => ("a client", "4xx"),
+                _ => ("an unexpected", "non-200"),
+            };
+            let kind = if status >= 400 { "error (HTTP " } else { "(HTTP " };
+            format!("{hook} hook check failed: the application returned {side} {kind}{class}) response")
+        }
+    })
+}
+
+/// ISO 8601, as the service writes timeouts: `PT5M`, `PT1H30M`, `PT45S`.
+fn iso_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let mut text = "PT".to_owned();
+    for (value, unit) in [(seconds / 3600, 'H'), (seconds / 60 % 60, 'M'), (seconds % 60, 'S')] {
+        if value > 0 {
+            text.push_str(&format!("{value}{unit}"));
+        }
+    }
+    if seconds == 0 {
+        text.push_str("0S");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_written_as_the_service_writes_them() {
+        let texts = [300, 600, 3600, 5400, 45, 61].map(|seconds| iso_duration(Duration::from_secs(seconds)));
+        assert_eq!(texts, ["PT5M", "PT10M", "PT1H", "PT1H30M", "PT45S", "PT1M1S"]);
+    }
+
+    #[test]
+    fn build_hook_failures_have_the_recorded_sentences() {
+        let reason = |kind| build_hook_failure("Ready", kind, Duration::from_secs(300)).reason;
+        assert_eq!(reason(HookFailure::TimedOut), "Ready hook invocation timed out after PT5M");
+        assert_eq!(
+            reason(HookFailure::Status(404)),
+            "Ready hook check failed: the application returned a client error (HTTP 4xx) response"
+        );
+        assert_eq!(
+            reason(HookFailure::Status(500)),
+            "Ready hook check failed: the application returned a server error (HTTP 5xx) response"
+        );
+    }
+}

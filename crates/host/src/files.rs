@@ -1,0 +1,155 @@
+//! The files of one microVM and of one image version.
+
+use std::{io, path::PathBuf};
+
+use api::{
+    host::{ImageRef, Layout},
+    ids::{MicrovmId, VmId},
+};
+use serde::{Deserialize, Serialize};
+
+/// The directory of an image version: what every microVM of it is launched from. Never changed once it is there.
+pub struct VersionFiles(PathBuf);
+
+impl VersionFiles {
+    /// The directory of a finished version.
+    pub fn of(layout: &Layout, image: &ImageRef) -> Self {
+        Self(layout.version_dir(image))
+    }
+
+    /// A directory that is not in place yet.
+    pub fn at(dir: PathBuf) -> Self {
+        Self(dir)
+    }
+
+    /// The directory itself.
+    pub fn dir(&self) -> &PathBuf {
+        &self.0
+    }
+
+    /// The read-only root disk.
+    pub fn root_disk(&self) -> PathBuf {
+        self.0.join("root.erofs")
+    }
+
+    /// The writable disk at the instant of the snapshot.
+    pub fn scratch_disk(&self) -> PathBuf {
+        self.0.join("scratch.img")
+    }
+
+    /// The guest's memory at that instant.
+    pub fn memory(&self) -> PathBuf {
+        self.0.join("memory.img")
+    }
+
+    /// The devices' state at that instant.
+    pub fn device_state(&self) -> PathBuf {
+        self.0.join("device.state")
+    }
+
+    /// What the snapshot was made with; its presence makes the version whole.
+    pub fn manifest(&self) -> PathBuf {
+        self.0.join("snapshot.json")
+    }
+}
+
+/// The directory of a microVM.
+pub struct MicrovmFiles(PathBuf);
+
+impl MicrovmFiles {
+    /// The directory of this microVM.
+    pub fn of(layout: &Layout, microvm_id: &MicrovmId) -> Self {
+        Self(layout.microvm_dir(microvm_id))
+    }
+
+    /// A directory elsewhere, for a VM that is no user's.
+    pub fn at(dir: PathBuf) -> Self {
+        Self(dir)
+    }
+
+    /// The directory itself.
+    pub fn dir(&self) -> &PathBuf {
+        &self.0
+    }
+
+    /// Its own writable disk.
+    pub fn scratch_disk(&self) -> PathBuf {
+        self.0.join("scratch.img")
+    }
+
+    /// The directory of the VMM process.
+    pub fn vm_dir(&self) -> PathBuf {
+        self.0.join("vm")
+    }
+
+    /// Which VM there is; see [`MachineRecord`].
+    pub fn machine_record(&self) -> PathBuf {
+        self.0.join("machine.json")
+    }
+
+    /// Exists once the microVM's launch is complete, `/run` hook and all. A VM without it was being launched when the
+    /// daemon died, and is not taken over.
+    pub fn launched_mark(&self) -> PathBuf {
+        self.0.join("launched")
+    }
+
+    /// A whole suspend snapshot. Its appearing, by a rename, is the instant at which the microVM is suspended; its
+    /// disappearing, by a rename, is the instant at which it is not.
+    pub fn suspended(&self) -> SuspendedFiles {
+        SuspendedFiles(self.0.join("suspended"))
+    }
+
+    /// A suspend snapshot being written.
+    pub fn suspending(&self) -> SuspendedFiles {
+        SuspendedFiles(self.0.join("suspended.new"))
+    }
+
+    /// A suspend snapshot that has been used and awaits removal.
+    pub fn resumed(&self) -> SuspendedFiles {
+        SuspendedFiles(self.0.join("suspended.old"))
+    }
+}
+
+/// The files of a suspend snapshot.
+#[derive(Clone)]
+pub struct SuspendedFiles(PathBuf);
+
+impl SuspendedFiles {
+    /// The directory itself.
+    pub fn dir(&self) -> &PathBuf {
+        &self.0
+    }
+
+    /// The pages changed since the version's snapshot.
+    pub fn layer(&self) -> PathBuf {
+        self.0.join("memory.layer")
+    }
+
+    /// The devices' state.
+    pub fn device_state(&self) -> PathBuf {
+        self.0.join("device.state")
+    }
+
+    /// What it is made of.
+    pub fn manifest(&self) -> PathBuf {
+        self.0.join("snapshot.json")
+    }
+}
+
+/// Written before a VM is started, so that a later daemon finds what belongs to it. Not synced: after a power cut there
+/// is no VM to find.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MachineRecord {
+    /// The incarnation.
+    pub vm_id: VmId,
+    /// Its network namespace.
+    pub namespace: String,
+}
+
+/// Removes a directory and all in it; absent is fine.
+pub async fn remove_dir(dir: PathBuf) -> io::Result<()> {
+    match tokio::fs::remove_dir_all(dir).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}

@@ -1,0 +1,76 @@
+//! Calls the app's lifecycle hooks: `POST` over plain HTTP/1.1 to the app's own localhost.
+
+use std::time::Duration;
+
+use api::hooks::HOOK_PATH_PREFIX;
+use bytes::Bytes;
+use guest_protocol::Purpose;
+use http_body_util::Full;
+use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
+
+use crate::{agent, network::Namespace};
+
+/// Pause between two tries of a build hook that says 503. Not documented by the service; short, since a build waits.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+
+/// How a hook ended that did not succeed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookFailure {
+    /// The app answered with another status than 200.
+    Status(u16),
+    /// No 200 within the hook's time.
+    TimedOut,
+    /// No HTTP answer: nothing listens, or it closed the connection.
+    NoAnswer,
+}
+
+/// Calls a runtime hook once.
+pub async fn call(
+    namespace: &Namespace,
+    port: u16,
+    hook: &str,
+    body: Option<String>,
+    timeout: Duration,
+) -> Result<(), HookFailure> {
+    match tokio::time::timeout(timeout, post(namespace, port, hook, body, timeout)).await {
+        Err(_) => Err(HookFailure::TimedOut),
+        Ok(None) => Err(HookFailure::NoAnswer),
+        Ok(Some(200)) => Ok(()),
+        Ok(Some(status)) => Err(HookFailure::Status(status)),
+    }
+}
+
+/// Calls a build hook until it answers 200. 503 and an app that does not listen yet mean "later"; anything else is a no.
+pub async fn call_until_ready(
+    namespace: &Namespace,
+    port: u16,
+    hook: &str,
+    timeout: Duration,
+) -> Result<(), HookFailure> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(HookFailure::TimedOut);
+        }
+        match call(namespace, port, hook, None, left).await {
+            Err(HookFailure::Status(503) | HookFailure::NoAnswer) => tokio::time::sleep(RETRY_PAUSE.min(left)).await,
+            ended => return ended,
+        }
+    }
+}
+
+async fn post(namespace: &Namespace, port: u16, hook: &str, body: Option<String>, timeout: Duration) -> Option<u16> {
+    let stream = agent::open(namespace, Purpose::Connect { port }, timeout).await.ok()?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
+    let _driver = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection));
+    let mut request = http::Request::post(format!("{HOOK_PATH_PREFIX}{hook}"))
+        .header(http::header::HOST, format!("localhost:{port}"));
+    if body.is_some() {
+        request = request.header(http::header::CONTENT_TYPE, "application/json");
+    }
+    let request = request.body(Full::new(Bytes::from(body.unwrap_or_default()))).ok()?;
+    let response = sender.send_request(request).await.ok()?;
+    Some(response.status().as_u16())
+}

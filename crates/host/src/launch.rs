@@ -1,0 +1,193 @@
+//! From a snapshot to a VM that runs: the steps that launch and resume share, each with its undo.
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+};
+
+use api::{host::MicrovmSpec, ids::VmId};
+use snapshot::Layer;
+use vmm::{Accel, Disk, MemoryBacking, Network, Vm, VmSpec};
+
+use crate::{
+    agent::{Agent, AgentError},
+    config::{HostConfig, kernel_command_line},
+    files::{MachineRecord, MicrovmFiles, VersionFiles},
+    log::BoundedLog,
+    machine::{Machine, keep_console},
+    network::{GUEST_MAC, Namespace, NetworkError, Pool},
+};
+
+/// Why a VM could not be brought to life. Nothing of it is left, but the directory.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// A file of ours.
+    #[error("cannot {what}")]
+    File {
+        /// What was being done.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The network.
+    #[error("no network for the VM")]
+    Network(#[source] NetworkError),
+    /// The VMM.
+    #[error("the VM could not be restored")]
+    Restore(#[source] vmm::StartError),
+    /// The VMM, later.
+    #[error("the VM could not be set going")]
+    Resume(#[source] vmm::ControlError),
+    /// The agent.
+    #[error("the restored guest does not answer")]
+    Agent(#[source] AgentError),
+}
+
+impl LaunchError {
+    /// Is it for want of disk space?
+    pub fn is_storage_full(&self) -> bool {
+        matches!(self, Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    }
+}
+
+/// A VM that has been restored and stands still.
+pub struct Restored {
+    vm: Vm,
+    namespace: Namespace,
+    vm_id: VmId,
+}
+
+/// What a VM of this kind is started with.
+pub fn vm_spec(
+    config: &HostConfig,
+    name: String,
+    size: api::size::Size,
+    version: &VersionFiles,
+    files: &MicrovmFiles,
+    memory: MemoryBacking,
+    namespace: &Namespace,
+) -> VmSpec {
+    VmSpec {
+        name,
+        accel: config.accel,
+        vcpus: size.vcpus(),
+        memory_mib: u64::from(size.guest_memory_mib()),
+        kernel: config.kernel.clone(),
+        initrd: Some(config.initramfs.clone()),
+        cmdline: kernel_command_line(config.accel),
+        disks: vec![
+            Disk { path: version.root_disk(), read_only: true },
+            Disk { path: files.scratch_disk(), read_only: false },
+        ],
+        memory,
+        network: Some(Network { namespace: namespace.path(), tap: "tap0".to_owned(), guest_mac: GUEST_MAC }),
+        dir: files.vm_dir(),
+        binary: config.qemu.clone(),
+    }
+}
+
+/// Restores a VM, standing still: from its version's snapshot alone, or with what the microVM changed since.
+pub async fn restore(
+    config: &HostConfig,
+    pool: &Pool,
+    spec: &MicrovmSpec,
+    version: &VersionFiles,
+    files: &MicrovmFiles,
+    device_state: &std::path::Path,
+    layer: Option<Layer>,
+) -> Result<Restored, LaunchError> {
+    let vm_id = VmId::random();
+    let namespace = pool.take().await.map_err(LaunchError::Network)?;
+    let restored = async {
+        let record = MachineRecord { vm_id, namespace: namespace.name().to_owned() };
+        let record = serde_json::to_vec(&record).expect("a record is plain data");
+        let prepare = async {
+            crate::files::remove_dir(files.vm_dir()).await?;
+            tokio::fs::create_dir_all(files.vm_dir()).await?;
+            tokio::fs::write(files.machine_record(), record).await
+        };
+        prepare.await.map_err(|source| LaunchError::File { what: "prepare the VM's directory", source })?;
+        let memory = MemoryBacking::CopyOnWrite(version.memory());
+        let name = spec.microvm_id.to_string();
+        let vm_spec = vm_spec(config, name, spec.size, version, files, memory, &namespace);
+        Vm::restore(&vm_spec, device_state, move |memory| match layer {
+            None => Ok(()),
+            Some(layer) => layer
+                .apply(&mut |offset, page| memory.write(offset, page).map_err(io::Error::other))
+                .map_err(io::Error::other),
+        })
+        .await
+        .map_err(LaunchError::Restore)
+    };
+    match restored.await {
+        Ok(vm) => Ok(Restored { vm, namespace, vm_id }),
+        Err(error) => {
+            pool.give_back(namespace.name()).await;
+            Err(error)
+        }
+    }
+}
+
+impl Restored {
+    /// Lets the guest run, and makes its clock and random numbers right.
+    pub async fn set_going(self, config: &HostConfig, pool: &Pool, spec: &MicrovmSpec) -> Result<Machine, LaunchError> {
+        let console_path = config.layout.console_log(&spec.microvm_id);
+        let going = async {
+            let (app_log, console) = open_logs(config, spec)
+                .and_then(|log| Ok((log, keep_console(&self.vm, &console_path)?)))
+                .map_err(|source| LaunchError::File { what: "open the microVM's logs", source })?;
+            self.vm.resume().await.map_err(LaunchError::Resume)?;
+            let agent = Agent::connect(&self.namespace, Arc::clone(&app_log)).await.map_err(LaunchError::Agent)?;
+            agent.restored().await.map_err(LaunchError::Agent)?;
+            Ok((agent, app_log, console))
+        };
+        match going.await {
+            Ok((agent, app_log, console)) => {
+                Ok(Machine::new(spec.clone(), self.vm_id, self.vm, self.namespace, agent, app_log, console))
+            }
+            Err(error) => {
+                self.discard(pool).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the VM.
+    pub async fn discard(self, pool: &Pool) {
+        end_vm(&self.vm).await;
+        pool.give_back(self.namespace.name()).await;
+    }
+}
+
+/// Takes over a VM that outlived a daemon; see [`crate::reconcile`].
+pub async fn adopt(
+    config: &HostConfig,
+    pool: &Pool,
+    spec: &MicrovmSpec,
+    vm: Vm,
+    record: &MachineRecord,
+) -> Result<Machine, LaunchError> {
+    let namespace = pool.adopt(&record.namespace).map_err(LaunchError::Network)?;
+    Restored { vm, namespace, vm_id: record.vm_id }.set_going(config, pool, spec).await
+}
+
+fn open_logs(config: &HostConfig, spec: &MicrovmSpec) -> io::Result<Arc<Mutex<BoundedLog>>> {
+    std::fs::create_dir_all(config.layout.log_dir(&spec.microvm_id))?;
+    Ok(Arc::new(Mutex::new(BoundedLog::open(&config.layout.app_log(&spec.microvm_id))?)))
+}
+
+/// Ends a VMM process, and says so if it will not go.
+pub async fn end_vm(vm: &Vm) {
+    if let Err(error) = vm.kill().await {
+        tracing::error!(pid = vm.pid(), %error, "a VMM process could not be ended");
+    }
+}
+
+/// How a guest is executed, in words for a manifest.
+pub fn accel_name(accel: Accel) -> &'static str {
+    match accel {
+        Accel::Kvm => "kvm",
+        Accel::Tcg => "tcg",
+    }
+}

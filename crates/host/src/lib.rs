@@ -1,0 +1,32 @@
+//! Makes this machine's microVMs be what control asked.
+//!
+//! ```text
+//! api::host::Host ─► LocalHost ─┬─ build      zip ─► root disk ─► booted app ─► snapshot
+//!                               ├─ verbs      run, suspend, resume, terminate
+//!                               └─ reconcile  after a restart
+//! api::directory::Dialer ─► a byte stream to an app, through the agent
+//! ```
+//!
+//! A machine is a VM that runs; its process outlives this one. The module `files` says what lies where and which renames
+//! decide what is true.
+
+#![forbid(unsafe_code)]
+
+mod agent;
+mod build;
+mod capacity;
+mod config;
+mod files;
+mod hooks;
+mod launch;
+mod local;
+mod log;
+mod machine;
+mod manifest;
+pub mod network;
+mod reconcile;
+mod stream;
+mod verbs;
+
+pub use config::HostConfig;
+pub use local::{LocalHost, StartError};

@@ -1,0 +1,215 @@
+//! The host of this machine: its machines in memory, and the verbs.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use api::{
+    directory::{AppStream, DialError, Dialer},
+    host::{
+        BuildFailure, BuildReport, BuildSpec, Found, Host, HostError, HostEvent, ImageRef, MicrovmSpec, SuspendReport,
+    },
+    ids::{MicrovmId, VmId},
+};
+use builder::Builder;
+use guest_protocol::Purpose;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    agent::{self, AgentError},
+    config::HostConfig,
+    files::{self, MicrovmFiles, VersionFiles},
+    launch,
+    machine::{End, Machine},
+    network::{Pool, PoolConfig},
+    stream::GuestStream,
+};
+
+/// How long a connection to the agent may take to open before the guest counts as unreachable.
+const DIAL_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// This machine.
+pub struct LocalHost {
+    pub(crate) config: HostConfig,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) builder: Builder,
+    machines: Mutex<HashMap<MicrovmId, Arc<Machine>>>,
+    events: mpsc::UnboundedSender<HostEvent>,
+    next_event: tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>,
+    filler: Mutex<Option<AbortOnDropHandle<()>>>,
+    itself: std::sync::Weak<Self>,
+}
+
+impl LocalHost {
+    /// Prepares the machine: its directories and its packet rules.
+    pub async fn start(config: HostConfig) -> Result<Arc<Self>, StartError> {
+        let data = &config.layout.data;
+        for dir in ["images", "builds", "microvms", "logs/builds", "logs/microvms"] {
+            let dir = data.join(dir);
+            tokio::fs::create_dir_all(&dir).await.map_err(|source| StartError::Directory { dir, source })?;
+        }
+        let pool = PoolConfig { ready: config.namespaces_ready, nameservers: config.nameservers.clone() };
+        let pool = Pool::start(data, pool).await.map_err(StartError::Network)?;
+        let builder = Builder::new(builder::BuilderConfig::new(config.builder_storage.clone(), data.join("builder")));
+        // Unbounded, but each running microVM puts in one event at most.
+        let (events, next_event) = mpsc::unbounded_channel();
+        Ok(Arc::new_cyclic(|itself| Self {
+            config,
+            pool,
+            builder,
+            machines: Mutex::default(),
+            events,
+            next_event: tokio::sync::Mutex::new(next_event),
+            filler: Mutex::default(),
+            itself: itself.clone(),
+        }))
+    }
+
+    /// Lets go of everything but the running microVMs, which stay for the next daemon.
+    pub async fn stop(&self) {
+        self.filler.lock().expect("no holder of this lock panics").take();
+        self.pool.drain().await;
+    }
+
+    pub(crate) fn version_files(&self, image: &ImageRef) -> VersionFiles {
+        VersionFiles::of(&self.config.layout, image)
+    }
+
+    pub(crate) fn microvm_files(&self, microvm_id: &MicrovmId) -> MicrovmFiles {
+        MicrovmFiles::of(&self.config.layout, microvm_id)
+    }
+
+    pub(crate) fn machine(&self, microvm_id: &MicrovmId) -> Option<Arc<Machine>> {
+        self.machines.lock().expect("no holder of this lock panics").get(microvm_id).cloned()
+    }
+
+    /// Starts to keep namespaces ready; only after [`crate::reconcile`], which says which are in use.
+    pub(crate) fn fill_pool(&self) {
+        let task = tokio::spawn(Arc::clone(&self.pool).keep_filled());
+        *self.filler.lock().expect("no holder of this lock panics") = Some(AbortOnDropHandle::new(task));
+    }
+
+    /// Makes a running VM known, and watches it.
+    pub(crate) fn admit(&self, machine: Machine) -> VmId {
+        let machine = Arc::new(machine);
+        let (microvm_id, vm_id) = (machine.spec.microvm_id, machine.vm_id);
+        self.machines.lock().expect("no holder of this lock panics").insert(microvm_id, Arc::clone(&machine));
+        let itself = self.itself.clone();
+        tokio::spawn(async move {
+            let end = machine.ended().await;
+            if let Some(host) = itself.upgrade() {
+                host.ended(&machine, end).await;
+            }
+        });
+        vm_id
+    }
+
+    /// Takes a machine out, if it is still that incarnation: whoever gets it ends it.
+    pub(crate) fn dismiss(&self, microvm_id: &MicrovmId, vm_id: VmId) -> Option<Arc<Machine>> {
+        let mut machines = self.machines.lock().expect("no holder of this lock panics");
+        machines.get(microvm_id).is_some_and(|machine| machine.vm_id == vm_id).then(|| machines.remove(microvm_id))?
+    }
+
+    /// A VM ended by itself: removes what is left of it and tells control.
+    async fn ended(&self, machine: &Machine, end: End) {
+        let _verb = machine.verb.lock().await;
+        let microvm_id = machine.spec.microvm_id;
+        if self.dismiss(&microvm_id, machine.vm_id).is_none() {
+            return;
+        }
+        let reason = match end {
+            End::App { code } => format!("Container Stopped with Exit Code: {code}"),
+            End::Vmm(report) => format!("The virtual machine ended unexpectedly: {report}"),
+        };
+        tracing::info!(microvm = %microvm_id, reason, "a microVM ended");
+        self.clear(machine).await;
+        if let Err(error) = files::remove_dir(self.microvm_files(&microvm_id).dir().clone()).await {
+            tracing::error!(microvm = %microvm_id, %error, "cannot remove what is left of a microVM");
+        }
+        // The receiver lives as long as this host.
+        let _ = self.events.send(HostEvent::Ended { microvm_id, vm_id: machine.vm_id, reason });
+    }
+
+    /// Ends the VM of a dismissed machine and frees its namespace.
+    pub(crate) async fn clear(&self, machine: &Machine) {
+        machine.over.cancel();
+        launch::end_vm(&machine.vm).await;
+        self.pool.give_back(machine.namespace.name()).await;
+    }
+}
+
+/// Why a host cannot work.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A directory cannot be made.
+    #[error("cannot make directory {}", dir.display())]
+    Directory {
+        /// Which.
+        dir: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The packet rules cannot be installed.
+    #[error("cannot set up the network of microVMs")]
+    Network(#[source] crate::network::NetworkError),
+}
+
+#[async_trait::async_trait]
+impl Host for LocalHost {
+    async fn build(&self, spec: BuildSpec) -> Result<BuildReport, BuildFailure> {
+        self.build_image(spec).await
+    }
+
+    async fn remove_image(&self, image: &ImageRef) -> Result<(), HostError> {
+        self.remove_image_files(image).await
+    }
+
+    async fn run(&self, spec: &MicrovmSpec) -> Result<VmId, HostError> {
+        self.run_microvm(spec).await
+    }
+
+    async fn suspend(&self, spec: &MicrovmSpec) -> Result<SuspendReport, HostError> {
+        self.suspend_microvm(spec).await
+    }
+
+    async fn resume(&self, spec: &MicrovmSpec) -> Result<VmId, HostError> {
+        self.resume_microvm(spec).await
+    }
+
+    async fn terminate(&self, spec: &MicrovmSpec) -> Result<(), HostError> {
+        self.terminate_microvm(spec).await
+    }
+
+    async fn reconcile(
+        &self,
+        microvms: &[MicrovmSpec],
+        images: &[ImageRef],
+    ) -> Result<Vec<(MicrovmId, Found)>, HostError> {
+        self.reconcile_all(microvms, images).await
+    }
+
+    async fn next_event(&self) -> HostEvent {
+        match self.next_event.lock().await.recv().await {
+            Some(event) => event,
+            // Cannot be: this host holds a sender.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Dialer for LocalHost {
+    async fn dial(&self, microvm: &MicrovmId, vm: &VmId, port: u16) -> Result<Box<dyn AppStream>, DialError> {
+        let machine = self.machine(microvm).filter(|machine| machine.vm_id == *vm).ok_or(DialError::Gone)?;
+        match agent::open(&machine.namespace, Purpose::Connect { port }, DIAL_TIME_MAX).await {
+            Ok(stream) => Ok(Box::new(GuestStream::new(stream, machine.over.clone()))),
+            Err(AgentError::Refused { .. }) => Err(DialError::Refused { port }),
+            // The VM may have been suspended meanwhile.
+            Err(_) if self.machine(microvm).is_none_or(|machine| machine.vm_id != *vm) => Err(DialError::Gone),
+            Err(error) => Err(DialError::Unreachable(std::io::Error::other(error))),
+        }
+    }
+}

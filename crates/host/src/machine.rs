@@ -1,0 +1,128 @@
+//! One VM that runs, and the task that watches it.
+
+use std::{
+    io,
+    path::Path,
+    sync::{Arc, Mutex, RwLock},
+    time::Duration,
+};
+
+use api::{host::MicrovmSpec, ids::VmId};
+use tokio::io::AsyncReadExt;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use vmm::Vm;
+
+use crate::{
+    agent::{Agent, AgentError},
+    log::BoundedLog,
+    network::Namespace,
+};
+
+/// Pause before the agent is called again after its connection broke.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
+
+/// A running microVM.
+pub struct Machine {
+    /// What it is.
+    pub spec: MicrovmSpec,
+    /// This incarnation.
+    pub vm_id: VmId,
+    /// Its process.
+    pub vm: Vm,
+    /// Its network.
+    pub namespace: Namespace,
+    /// The app's output.
+    pub app_log: Arc<Mutex<BoundedLog>>,
+    /// Held by whatever changes or ends the VM, one at a time.
+    pub verb: tokio::sync::Mutex<()>,
+    /// Cancelled when the VM is ended: streams into it then fail at once, rather than wait for a peer that is gone.
+    pub over: CancellationToken,
+    agent: RwLock<Arc<Agent>>,
+    _console: AbortOnDropHandle<()>,
+}
+
+/// How a VM ended by itself.
+#[derive(Debug)]
+pub enum End {
+    /// The app's first process ended.
+    App {
+        /// Its exit code.
+        code: i32,
+    },
+    /// The VMM process ended.
+    Vmm(vmm::ExitReport),
+}
+
+impl Machine {
+    /// Puts together the parts of a VM that runs.
+    pub fn new(
+        spec: MicrovmSpec,
+        vm_id: VmId,
+        vm: Vm,
+        namespace: Namespace,
+        agent: Agent,
+        app_log: Arc<Mutex<BoundedLog>>,
+        console: AbortOnDropHandle<()>,
+    ) -> Self {
+        Self {
+            spec,
+            vm_id,
+            vm,
+            namespace,
+            app_log,
+            verb: tokio::sync::Mutex::new(()),
+            over: CancellationToken::new(),
+            agent: RwLock::new(Arc::new(agent)),
+            _console: console,
+        }
+    }
+
+    /// The connection to the agent.
+    pub fn agent(&self) -> Arc<Agent> {
+        Arc::clone(&self.agent.read().expect("no holder of this lock panics"))
+    }
+
+    /// Returns when the VM ends by itself.
+    pub async fn ended(&self) -> End {
+        tokio::select! {
+            report = self.vm.exited() => End::Vmm(report),
+            code = self.app_ended() => End::App { code },
+        }
+    }
+
+    async fn app_ended(&self) -> i32 {
+        loop {
+            if let Some(code) = self.agent().app_exited().await {
+                return code;
+            }
+            tokio::time::sleep(RECONNECT_PAUSE).await;
+            if let Err(error) = self.reconnect().await {
+                tracing::warn!(microvm = %self.spec.microvm_id, %error, "the agent cannot be reached");
+            }
+        }
+    }
+
+    /// Replaces a broken connection to the agent.
+    async fn reconnect(&self) -> Result<(), AgentError> {
+        let agent = Agent::connect(&self.namespace, Arc::clone(&self.app_log)).await?;
+        agent.status().await?;
+        *self.agent.write().expect("no holder of this lock panics") = Arc::new(agent);
+        Ok(())
+    }
+}
+
+/// Copies a VM's serial console into a bounded log until the VM ends.
+pub fn keep_console(vm: &Vm, path: &Path) -> io::Result<AbortOnDropHandle<()>> {
+    let mut log = BoundedLog::open(path)?;
+    let vm = vm.clone();
+    Ok(AbortOnDropHandle::new(tokio::spawn(async move {
+        let Ok(mut console) = vm.console().await else {
+            tracing::warn!("a VM's serial console cannot be read");
+            return;
+        };
+        let mut buffer = [0u8; 4096];
+        while let Ok(read @ 1..) = console.read(&mut buffer).await {
+            log.write(&buffer[..read]);
+        }
+    })))
+}

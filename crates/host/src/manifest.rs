@@ -1,0 +1,90 @@
+//! The manifests of a version's snapshot and of a suspended microVM: written last, checked first.
+
+use std::{fs::File, io, path::Path};
+
+use api::size::Size;
+use snapshot::{FileEntry, Manifest, ManifestError, ReadError, WriteError};
+use vmm::Accel;
+
+use crate::{
+    files::{SuspendedFiles, VersionFiles},
+    launch::accel_name,
+};
+
+const VERSION_KIND: &str = "version";
+const SUSPENDED_KIND: &str = "suspended";
+
+/// A suspend snapshot that must not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DamagedError {
+    /// The manifest, or a file that is not as it says.
+    #[error("the suspend snapshot is damaged")]
+    Manifest(#[source] ManifestError),
+    /// The changed pages.
+    #[error("the suspend snapshot's memory is damaged")]
+    Layer(#[source] ReadError),
+    /// A manifest of something else.
+    #[error("the suspend snapshot's manifest is of kind '{kind}'")]
+    Kind {
+        /// What it says it is.
+        kind: String,
+    },
+}
+
+/// Makes a version's files last, then says what they are.
+pub fn write_version(files: &VersionFiles, size: Size, accel: Accel, qemu: Option<&Path>) -> io::Result<()> {
+    let dir = files.dir();
+    let mut entries = Vec::new();
+    // Only the devices' state is summed: the other files are sparse and large, and are not read whole at a launch.
+    for (name, summed) in [("root.erofs", false), ("scratch.img", false), ("memory.img", false), ("device.state", true)]
+    {
+        File::open(dir.join(name))?.sync_all()?;
+        entries.push(FileEntry::of(dir, name, summed).map_err(io::Error::other)?);
+    }
+    let qemu = vmm::qemu_version(qemu.unwrap_or(Path::new("qemu-system-x86_64"))).map_err(io::Error::other)?;
+    let machine = serde_json::json!({
+        "memory_mib": size.guest_memory_mib(),
+        "vcpus": size.vcpus(),
+        "accelerator": accel_name(accel),
+        "qemu": qemu,
+    });
+    Manifest::new(VERSION_KIND, entries, machine).write(&files.manifest()).map_err(into_io)
+}
+
+/// Makes a suspended microVM's files last, then says what they are.
+pub fn write_suspended(files: &SuspendedFiles) -> io::Result<()> {
+    let dir = files.dir();
+    File::open(files.device_state())?.sync_all()?;
+    let entries = [("device.state", true), ("memory.layer", false)]
+        .into_iter()
+        .map(|(name, summed)| FileEntry::of(dir, name, summed))
+        .collect::<Result<_, _>>()
+        .map_err(io::Error::other)?;
+    Manifest::new(SUSPENDED_KIND, entries, serde_json::Value::Null).write(&files.manifest()).map_err(into_io)
+}
+
+/// Checks the files of a suspended microVM against their manifest; the layer checks itself.
+pub fn check_suspended(files: &SuspendedFiles) -> Result<(), DamagedError> {
+    let manifest = Manifest::read(&files.manifest()).map_err(DamagedError::Manifest)?;
+    if manifest.kind != SUSPENDED_KIND {
+        return Err(DamagedError::Kind { kind: manifest.kind });
+    }
+    manifest.verify_files(files.dir()).map_err(DamagedError::Manifest)
+}
+
+/// Keeps what a caller tells apart: a full disk.
+fn into_io(error: WriteError) -> io::Error {
+    if matches!(error, WriteError::StorageFull { .. }) {
+        io::Error::new(io::ErrorKind::StorageFull, error)
+    } else {
+        io::Error::other(error)
+    }
+}
+
+/// Keeps what a caller tells apart: a full disk.
+pub fn copy_into_io(error: snapshot::CopyError) -> io::Error {
+    match error {
+        snapshot::CopyError::Write(error) => into_io(error),
+        error @ snapshot::CopyError::Read { .. } => io::Error::other(error),
+    }
+}

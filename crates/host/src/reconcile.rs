@@ -1,0 +1,209 @@
+//! After a restart: what should be, compared with what is found. Everything known is brought to a true state,
+//! everything unknown is removed: processes, namespaces, files.
+
+use std::{collections::HashSet, io, path::Path};
+
+use api::{
+    host::{Found, HostError, ImageRef, MicrovmSpec},
+    ids::MicrovmId,
+};
+use vmm::Vm;
+
+use crate::{
+    files::{self, MachineRecord, MicrovmFiles},
+    launch,
+    local::LocalHost,
+    machine::Machine,
+    verbs::{blocking, forget_machine, reason_of},
+};
+
+/// Log directories of ended microVMs that are kept; the oldest go first.
+const ENDED_LOGS_KEPT: usize = 500;
+
+impl LocalHost {
+    pub(crate) async fn reconcile_all(
+        &self,
+        microvms: &[MicrovmSpec],
+        images: &[ImageRef],
+    ) -> Result<Vec<(MicrovmId, Found)>, HostError> {
+        let mut found = Vec::with_capacity(microvms.len());
+        let mut namespaces = Vec::new();
+        let mut processes = HashSet::new();
+        for spec in microvms {
+            let state = match self.look_for(spec).await {
+                Look::Running(machine) => {
+                    namespaces.push(machine.namespace.name().to_owned());
+                    processes.insert(machine.vm.pid());
+                    Found::Running(self.admit(*machine))
+                }
+                Look::Suspended => Found::Suspended,
+                Look::Nothing => Found::Nothing,
+            };
+            tracing::info!(microvm = %spec.microvm_id, ?state, "found after the restart");
+            found.push((spec.microvm_id, state));
+        }
+        self.end_strays(&processes).await;
+        self.pool.sweep(&namespaces).await;
+        if let Err(error) = self.builder.sweep().await {
+            // Costs disk, not correctness: builds have names of their own.
+            tracing::error!(error = reason_of("remains of builds stay", &error), "the builder could not be swept");
+        }
+        let known = found
+            .iter()
+            .filter(|(_, state)| *state != Found::Nothing)
+            .map(|(microvm_id, _)| microvm_id.to_string())
+            .collect();
+        self.remove_unknown_files(known, images).await.map_err(|error| HostError::Unchanged {
+            reason: reason_of("Files left behind could not be removed", &error),
+        })?;
+        self.fill_pool();
+        Ok(found)
+    }
+
+    async fn look_for(&self, spec: &MicrovmSpec) -> Look {
+        let files = self.microvm_files(&spec.microvm_id);
+        let vm = match Vm::attach(&files.vm_dir()).await {
+            Ok(vm) => vm,
+            Err(error) => {
+                // Its process, if there is one, is found among the strays.
+                tracing::warn!(microvm = %spec.microvm_id, %error, "a VM cannot be taken over");
+                None
+            }
+        };
+        if files.suspended().manifest().exists() {
+            // Suspended for good before the daemon died; a VM still there is the one that was being ended.
+            if let Some(vm) = vm {
+                launch::end_vm(&vm).await;
+            }
+            forget_machine(&files).await;
+            return Look::Suspended;
+        }
+        match vm {
+            Some(vm) if files.launched_mark().exists() => match self.take_over(spec, &files, vm).await {
+                Ok(machine) => Look::Running(Box::new(machine)),
+                Err(reason) => {
+                    tracing::error!(microvm = %spec.microvm_id, reason, "a VM could not be taken over");
+                    Look::Nothing
+                }
+            },
+            Some(vm) => {
+                launch::end_vm(&vm).await;
+                Look::Nothing
+            }
+            None => Look::Nothing,
+        }
+    }
+
+    async fn take_over(&self, spec: &MicrovmSpec, files: &MicrovmFiles, vm: Vm) -> Result<Machine, String> {
+        let record = async {
+            let text = tokio::fs::read(files.machine_record()).await?;
+            serde_json::from_slice::<MachineRecord>(&text).map_err(io::Error::other)
+        };
+        let record = match record.await {
+            Ok(record) => record,
+            Err(error) => {
+                launch::end_vm(&vm).await;
+                return Err(reason_of("its record cannot be read", &error));
+            }
+        };
+        // A half-written suspend snapshot is of no use: the VM still has everything.
+        for dir in [files.suspending(), files.resumed()] {
+            if let Err(error) = files::remove_dir(dir.dir().clone()).await {
+                tracing::warn!(microvm = %spec.microvm_id, %error, "cannot remove a half suspend snapshot");
+            }
+        }
+        launch::adopt(&self.config, &self.pool, spec, vm, &record)
+            .await
+            .map_err(|error| reason_of("it does not answer", &error))
+    }
+
+    /// Ends every VMM of this data directory that is nobody's.
+    async fn end_strays(&self, known: &HashSet<u32>) {
+        let data = self.config.layout.data.clone();
+        let strays = blocking(move || Ok(vmm::find_stray(&data))).await.unwrap_or_default();
+        for (pid, dir) in strays {
+            if known.contains(&pid) {
+                continue;
+            }
+            tracing::info!(pid, dir = %dir.display(), "ending a VMM process left behind");
+            let ended = rustix::process::Pid::from_raw(pid.cast_signed())
+                .map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+            if let Some(Err(error)) = ended {
+                tracing::error!(pid, %error, "a VMM process left behind could not be ended");
+            }
+        }
+    }
+
+    async fn remove_unknown_files(&self, microvms: HashSet<String>, images: &[ImageRef]) -> io::Result<()> {
+        let layout = self.config.layout.clone();
+        let images: HashSet<_> = images.iter().map(|image| layout.version_dir(image)).collect();
+        blocking(move || {
+            remove_all_but(&layout.data.join("microvms"), |name| microvms.contains(name))?;
+            remove_all_but(&layout.data.join("builds"), |_| false)?;
+            for image in std::fs::read_dir(layout.data.join("images"))? {
+                let image = image?.path();
+                remove_all_but(&image, |version| images.contains(&image.join(version)))?;
+                // Stays if a version is in it.
+                let _ = std::fs::remove_dir(&image);
+            }
+            prune_logs(&layout.data.join("logs/microvms"), &microvms)
+        })
+        .await
+    }
+}
+
+/// What is there of a microVM.
+enum Look {
+    Running(Box<Machine>),
+    Suspended,
+    Nothing,
+}
+
+fn remove_all_but(dir: &Path, keep: impl Fn(&str) -> bool) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(&keep) {
+            continue;
+        }
+        tracing::info!(path = %entry.path().display(), "removing files left behind");
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn prune_logs(dir: &Path, live: &HashSet<String>) -> io::Result<()> {
+    let mut ended = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if !entry.file_name().to_str().is_some_and(|name| live.contains(name)) {
+            ended.push((entry.metadata()?.modified()?, entry.path()));
+        }
+    }
+    ended.sort();
+    let surplus = ended.len().saturating_sub(ENDED_LOGS_KEPT);
+    for (_, path) in ended.into_iter().take(surplus) {
+        std::fs::remove_dir_all(path)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_known_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        std::fs::write(dir.path().join("c"), "x").unwrap();
+        remove_all_but(dir.path(), |name| name == "b").unwrap();
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["b"]);
+    }
+}

@@ -1,0 +1,292 @@
+//! Run, suspend, resume, terminate: chains of steps, each with its undo.
+//!
+//! A microVM has either a VM or a suspend snapshot, and one rename decides which:
+//!
+//! ```text
+//! suspend   /suspend hook, pause ─► write suspended.new ─► RENAME to suspended     ─► end the VM
+//! resume    check, restore       ─► (VM stands still)   ─► RENAME to suspended.old ─► go, /resume hook
+//! ```
+//!
+//! Before the rename everything can be taken back: a failed suspend lets the guest run on, a failed resume ends the
+//! VM and leaves the snapshot. The scratch disk belongs to whichever of the two there is, and is not written between
+//! pause and the rename of a suspend, nor before the rename of a resume.
+
+use std::{io, path::Path};
+
+use api::{
+    host::{HostError, MicrovmSpec, SuspendReport},
+    ids::VmId,
+};
+use snapshot::Layer;
+
+use crate::{
+    capacity,
+    files::{self, MicrovmFiles, SuspendedFiles},
+    hooks::{self, HookFailure},
+    launch::{self, LaunchError},
+    local::LocalHost,
+    machine::Machine,
+    manifest,
+};
+
+impl LocalHost {
+    pub(crate) async fn run_microvm(&self, spec: &MicrovmSpec) -> Result<VmId, HostError> {
+        // What an interrupted launch left goes first.
+        self.terminate_microvm(spec).await?;
+        capacity::check_launch(&self.config.layout.data)?;
+        let files = self.microvm_files(&spec.microvm_id);
+        match self.launch(spec, &files).await {
+            Ok(machine) => Ok(self.admit(machine)),
+            Err(error) => {
+                // A second failure is of no more use to the caller than the first.
+                let _ = files::remove_dir(files.dir().clone()).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Launches a microVM into this directory; nothing but the directory is left if it fails.
+    pub(crate) async fn launch(&self, spec: &MicrovmSpec, files: &MicrovmFiles) -> Result<Machine, HostError> {
+        let version = self.version_files(&spec.image);
+        let lost = |error: LaunchError| {
+            if error.is_storage_full() {
+                HostError::NoCapacity { reason: "no space left on this host's disk".to_owned() }
+            } else {
+                HostError::Lost { reason: reason_of("The microVM could not be launched", &error) }
+            }
+        };
+        let (from, to, dir) = (version.scratch_disk(), files.scratch_disk(), files.dir().clone());
+        blocking(move || {
+            std::fs::create_dir_all(&dir)?;
+            snapshot::copy_sparse(&from, &to).map_err(manifest::copy_into_io)
+        })
+        .await
+        .map_err(|source| lost(LaunchError::File { what: "copy the writable disk", source }))?;
+
+        let restored = launch::restore(&self.config, &self.pool, spec, &version, files, &version.device_state(), None)
+            .await
+            .map_err(lost)?;
+        let machine = restored.set_going(&self.config, &self.pool, spec).await.map_err(lost)?;
+        let launched = async {
+            if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.run) {
+                let mut body = serde_json::json!({ "microvmId": spec.microvm_id });
+                if let Some(payload) = &spec.run_hook_payload {
+                    body["runHookPayload"] = payload.as_str().into();
+                }
+                hooks::call(&machine.namespace, port, "run", Some(body.to_string()), timeout)
+                    .await
+                    .map_err(|failure| HostError::Lost { reason: hook_reason("Run", failure) })?;
+            }
+            tokio::fs::write(files.launched_mark(), [])
+                .await
+                .map_err(|source| lost(LaunchError::File { what: "mark the launch as complete", source }))
+        };
+        match launched.await {
+            Ok(()) => Ok(machine),
+            Err(error) => {
+                self.clear(&machine).await;
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) async fn suspend_microvm(&self, spec: &MicrovmSpec) -> Result<SuspendReport, HostError> {
+        let files = self.microvm_files(&spec.microvm_id);
+        let Some(machine) = self.machine(&spec.microvm_id) else {
+            return lost_without_vm();
+        };
+        let _verb = machine.verb.lock().await;
+        if self.machine(&spec.microvm_id).is_none_or(|current| current.vm_id != machine.vm_id) {
+            return lost_without_vm();
+        }
+        if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.suspend) {
+            // A failed hook ends the microVM, as measured on the real service.
+            hooks::call(&machine.namespace, port, "suspend", None, timeout)
+                .await
+                .map_err(|failure| HostError::Lost { reason: hook_reason("Suspend", failure) })?;
+        }
+        let saved = async {
+            machine.vm.pause().await.map_err(SuspendError::Pause)?;
+            save(&machine, &files).await
+        };
+        let report = match saved.await {
+            Ok(report) => report,
+            Err(error) => {
+                // The guest goes on as if nothing had been; a half-written snapshot was never under its name.
+                let _ = files::remove_dir(files.suspending().dir().clone()).await;
+                let reason = reason_of("Not suspended", &error);
+                return match machine.vm.resume().await {
+                    Ok(()) => Err(HostError::Unchanged { reason }),
+                    Err(_) => Err(HostError::Lost { reason }),
+                };
+            }
+        };
+        self.dismiss(&spec.microvm_id, machine.vm_id);
+        self.clear(&machine).await;
+        forget_machine(&files).await;
+        Ok(report)
+    }
+
+    pub(crate) async fn resume_microvm(&self, spec: &MicrovmSpec) -> Result<VmId, HostError> {
+        let files = self.microvm_files(&spec.microvm_id);
+        let unchanged =
+            |error: &dyn std::error::Error| HostError::Unchanged { reason: reason_of("Not resumed", error) };
+        capacity::check_launch(&self.config.layout.data)?;
+        let suspended = files.suspended();
+        let layer = open_suspended(&suspended).await.map_err(|error| unchanged(&error))?;
+        let version = self.version_files(&spec.image);
+        let state = suspended.device_state();
+        let restored = launch::restore(&self.config, &self.pool, spec, &version, &files, &state, Some(layer))
+            .await
+            .map_err(|error| unchanged(&error))?;
+
+        let _ = files::remove_dir(files.resumed().dir().clone()).await;
+        if let Err(error) = rename_synced(suspended.dir(), files.resumed().dir(), files.dir()).await {
+            restored.discard(&self.pool).await;
+            return Err(unchanged(&error));
+        }
+        // From here on the snapshot is history: the guest runs and its disk changes.
+        let lost = |reason| HostError::Lost { reason };
+        let machine = restored
+            .set_going(&self.config, &self.pool, spec)
+            .await
+            .map_err(|error| lost(reason_of("The microVM could not be resumed", &error)))?;
+        if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.resume)
+            && let Err(failure) = hooks::call(&machine.namespace, port, "resume", None, timeout).await
+        {
+            self.clear(&machine).await;
+            return Err(lost(hook_reason("Resume", failure)));
+        }
+        if let Err(error) = files::remove_dir(files.resumed().dir().clone()).await {
+            tracing::warn!(microvm = %spec.microvm_id, %error, "cannot remove a used suspend snapshot");
+        }
+        Ok(self.admit(machine))
+    }
+
+    pub(crate) async fn terminate_microvm(&self, spec: &MicrovmSpec) -> Result<(), HostError> {
+        let files = self.microvm_files(&spec.microvm_id);
+        if let Some(machine) = self.machine(&spec.microvm_id) {
+            let _verb = machine.verb.lock().await;
+            if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.terminate)
+                && let Err(failure) = hooks::call(&machine.namespace, port, "terminate", None, timeout).await
+            {
+                // Nothing can be done about it: it is ended all the same.
+                tracing::info!(microvm = %spec.microvm_id, ?failure, "a terminate hook failed");
+            }
+            if self.dismiss(&spec.microvm_id, machine.vm_id).is_some() {
+                self.clear(&machine).await;
+            }
+        }
+        files::remove_dir(files.dir().clone()).await.map_err(|error| HostError::Unchanged {
+            reason: reason_of("The microVM's files could not be removed", &error),
+        })
+    }
+}
+
+/// Why a suspend did not happen.
+#[derive(Debug, thiserror::Error)]
+enum SuspendError {
+    #[error("the VM could not be stopped")]
+    Pause(#[source] vmm::ControlError),
+    #[error("there is no room for the snapshot on this host's disk")]
+    Room,
+    #[error("the guest's memory could not be read")]
+    Memory(#[source] vmm::MemoryError),
+    #[error("the devices' state could not be saved")]
+    Devices(#[source] vmm::SaveError),
+    #[error("the changed memory could not be saved")]
+    Layer(#[source] snapshot::WriteError),
+    #[error("the snapshot could not be put in place")]
+    File(#[source] io::Error),
+}
+
+/// Writes the snapshot of a VM that stands still; its last step makes it count.
+async fn save(machine: &Machine, files: &MicrovmFiles) -> Result<SuspendReport, SuspendError> {
+    let fresh = files.suspending();
+    files::remove_dir(fresh.dir().clone()).await.map_err(SuspendError::File)?;
+    tokio::fs::create_dir(fresh.dir()).await.map_err(SuspendError::File)?;
+    machine.vm.save_device_state(&fresh.device_state()).await.map_err(SuspendError::Devices)?;
+
+    let memory = machine.vm.memory().map_err(SuspendError::Memory)?;
+    let memory_bytes = u64::from(machine.spec.size.guest_memory_mib()) * 1024 * 1024;
+    let report = blocking(move || {
+        let runs = match memory.dirty() {
+            Ok(runs) => runs,
+            Err(error) => return Ok(Err(SuspendError::Memory(error))),
+        };
+        let dirty_bytes: u64 = runs.iter().map(|run| run.end - run.start).sum();
+        if !capacity::has_room(fresh.dir(), dirty_bytes)? {
+            return Ok(Err(SuspendError::Room));
+        }
+        let written = snapshot::write_layer(&fresh.layer(), memory_bytes, &runs, &mut |offset, page| {
+            memory.read(offset, page).map_err(io::Error::other)
+        });
+        if let Err(error) = written {
+            return Ok(Err(SuspendError::Layer(error)));
+        }
+        let device_bytes = std::fs::metadata(fresh.device_state())?.len();
+        manifest::write_suspended(&fresh)?;
+        Ok(Ok(SuspendReport { memory_bytes: dirty_bytes, device_bytes }))
+    })
+    .await
+    .map_err(SuspendError::File)??;
+    rename_synced(files.suspending().dir(), files.suspended().dir(), files.dir()).await.map_err(SuspendError::File)?;
+    Ok(report)
+}
+
+/// Checks a suspend snapshot, all of it, before anything is started from it.
+async fn open_suspended(files: &SuspendedFiles) -> Result<Layer, manifest::DamagedError> {
+    let (manifest_of, layer) = (SuspendedFiles::clone(files), files.layer());
+    let checked = tokio::task::spawn_blocking(move || {
+        manifest::check_suspended(&manifest_of)?;
+        snapshot::open_layer(&layer).map_err(manifest::DamagedError::Layer)
+    });
+    checked.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
+
+/// Renames a directory and makes the rename last.
+async fn rename_synced(from: &Path, to: &Path, parent: &Path) -> io::Result<()> {
+    let (from, to, parent) = (from.to_owned(), to.to_owned(), parent.to_owned());
+    blocking(move || {
+        std::fs::rename(from, to)?;
+        std::fs::File::open(parent)?.sync_all()
+    })
+    .await
+}
+
+/// Removes the traces of a VM that is no more; the suspend snapshot speaks for itself, so a failure costs nothing.
+pub async fn forget_machine(files: &MicrovmFiles) {
+    let _ = tokio::fs::remove_file(files.machine_record()).await;
+    let _ = files::remove_dir(files.vm_dir()).await;
+}
+
+/// Runs file work where it does not hold up the event loop.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
+
+fn lost_without_vm<T>() -> Result<T, HostError> {
+    Err(HostError::Lost { reason: "The virtual machine is gone".to_owned() })
+}
+
+/// The service's sentence for a failed runtime hook.
+fn hook_reason(hook: &str, failure: HookFailure) -> String {
+    let look = "Please check your hook endpoint and application logs for more details.";
+    match failure {
+        HookFailure::Status(status) => format!("{hook} lifecycle hook returned HTTP status {status}. {look}"),
+        HookFailure::TimedOut => format!("{hook} lifecycle hook timed out. {look}"),
+        HookFailure::NoAnswer => format!("{hook} lifecycle hook could not be reached. {look}"),
+    }
+}
+
+/// An error and its causes in one sentence.
+pub fn reason_of(what: &str, error: &dyn std::error::Error) -> String {
+    let mut reason = format!("{what}: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        reason.push_str(": ");
+        reason.push_str(&error.to_string());
+        cause = error.source();
+    }
+    reason
+}
