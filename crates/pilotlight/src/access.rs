@@ -1,0 +1,104 @@
+//! The secrets of a data directory: made at first start, readable by its owner alone.
+
+use std::{
+    fs::OpenOptions,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use api::token::TokenKey;
+use rand::Rng;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+/// The access key AWS clients sign with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LocalKey {
+    /// As AWS_ACCESS_KEY_ID.
+    pub access_key_id: String,
+    /// As AWS_SECRET_ACCESS_KEY.
+    pub secret_access_key: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredTokenKey {
+    kid: Uuid,
+    secret: [u8; 32],
+}
+
+/// Where the access key is.
+fn local_key_path(data_dir: &Path) -> PathBuf {
+    data_dir.join("secrets/access-key.json")
+}
+
+/// The access key, made if there is none.
+pub fn local_key(data_dir: &Path) -> anyhow::Result<LocalKey> {
+    load_or_make(&local_key_path(data_dir), || LocalKey {
+        // The form of AWS's own: clients and their configuration files check it.
+        access_key_id: format!("AKIAPILOT{}", random_text(11, b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567")),
+        secret_access_key: random_text(40, b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"),
+    })
+}
+
+/// The access key of a server that has run before.
+pub fn existing_local_key(data_dir: &Path) -> anyhow::Result<LocalKey> {
+    read(&local_key_path(data_dir))
+}
+
+/// The key endpoint tokens are sealed with, made if there is none.
+pub fn token_key(data_dir: &Path) -> anyhow::Result<TokenKey> {
+    let stored = load_or_make(&data_dir.join("secrets/token-key.json"), || StoredTokenKey {
+        kid: Uuid::new_v4(),
+        secret: rand::rng().random(),
+    })?;
+    Ok(TokenKey::new(stored.kid, stored.secret))
+}
+
+fn random_text(length: usize, alphabet: &[u8]) -> String {
+    let mut random = rand::rng();
+    (0..length).map(|_| char::from(alphabet[random.random_range(0..alphabet.len())])).collect()
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
+}
+
+fn load_or_make<T: Serialize + DeserializeOwned>(path: &Path, make: impl FnOnce() -> T) -> anyhow::Result<T> {
+    if path.exists() {
+        return read(path);
+    }
+    let made = make();
+    let failed = || format!("cannot make {}", path.display());
+    let dir = path.parent().expect("a secret is in a directory");
+    std::fs::create_dir_all(dir).with_context(failed)?;
+    let temporary = path.with_extension("new");
+    let _ = std::fs::remove_file(&temporary);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).with_context(failed)?;
+    file.write_all(&serde_json::to_vec(&made)?).with_context(failed)?;
+    file.sync_all().with_context(failed)?;
+    std::fs::rename(&temporary, path).with_context(failed)?;
+    std::fs::File::open(dir)?.sync_all().with_context(failed)?;
+    Ok(made)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_made_once_and_is_private() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = local_key(dir.path()).expect("a key");
+        let second = local_key(dir.path()).expect("the same key");
+        assert_eq!(first.secret_access_key, second.secret_access_key);
+        assert_eq!((first.access_key_id.len(), first.secret_access_key.len()), (20, 40));
+        let mode = std::fs::metadata(local_key_path(dir.path())).expect("the file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        token_key(dir.path()).expect("a token key");
+    }
+}

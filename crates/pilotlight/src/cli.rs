@@ -1,0 +1,88 @@
+//! The command line.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+/// AWS Lambda MicroVMs on your own machine.
+#[derive(Debug, Parser)]
+#[command(name = "pilotlight", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What the command can do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Serve the API, the endpoints of microVMs, and S3 for code artifacts.
+    Serve(ServeArguments),
+    /// Print the exports that point AWS clients at the running server: eval "$(pilotlight env)".
+    Env(DataArguments),
+    /// Say what this machine can do, and what is chosen because of it.
+    Doctor(DoctorArguments),
+    /// Print what a microVM's application wrote, or how a build went.
+    Logs(LogsArguments),
+}
+
+/// Where the server keeps its files.
+#[derive(Debug, Clone, Args)]
+pub struct DataArguments {
+    /// Configuration file; see docs/configuration.md.
+    #[arg(long, env = "PILOTLIGHT_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Directory the server keeps everything in [default: /var/lib/pilotlight].
+    #[arg(long, env = "PILOTLIGHT_DATA")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// Flags of `serve`; each wins over its key in the configuration file.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArguments {
+    /// The files.
+    #[command(flatten)]
+    pub data: DataArguments,
+    /// Directory `make setup` filled: guest kernel, base images [default: /var/lib/pilotlight/assets].
+    #[arg(long, env = "PILOTLIGHT_ASSETS")]
+    pub assets_dir: Option<PathBuf>,
+    /// The guest's initramfs with the agent.
+    #[arg(long, env = "PILOTLIGHT_INITRAMFS")]
+    pub initramfs: Option<PathBuf>,
+    /// Address for all AWS clients [default: 127.0.0.1:4580]; port 0 takes a free one.
+    #[arg(long)]
+    pub api_address: Option<SocketAddr>,
+    /// Port of the microVMs' endpoints [default: 4443]; 0 takes a free one.
+    #[arg(long)]
+    pub edge_port: Option<u16>,
+    /// AWS region this server answers as [default: us-east-1].
+    #[arg(long)]
+    pub region: Option<String>,
+}
+
+/// Flags of `doctor`.
+#[derive(Debug, Clone, Args)]
+pub struct DoctorArguments {
+    /// The files.
+    #[command(flatten)]
+    pub data: DataArguments,
+    /// For programs: one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `logs`.
+#[derive(Debug, Clone, Args)]
+pub struct LogsArguments {
+    /// The files.
+    #[command(flatten)]
+    pub data: DataArguments,
+    /// A microVM's id; with --build, an image's name or ARN.
+    pub name: String,
+    /// The newest build of an image rather than a microVM.
+    #[arg(long)]
+    pub build: bool,
+    /// The guest's serial console rather than the application's output.
+    #[arg(long)]
+    pub console: bool,
+}

@@ -1,0 +1,227 @@
+//! What the server is told: a TOML file, then flags over it. Unknown keys are refused.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::cli::{DataArguments, ServeArguments};
+
+/// How guests are executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// KVM where it truly works, emulation elsewhere.
+    Auto,
+    /// KVM, or refuse to start.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
+/// The configuration file. Every key has a default; docs/configuration.md and config.example.toml say the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Directory the server keeps everything in. One file system, not a network one.
+    pub data_dir: PathBuf,
+    /// Directory `make setup` filled.
+    pub assets_dir: PathBuf,
+    /// Guest kernel; absent: `kernel/vmlinuz` under `assets_dir`.
+    pub kernel: Option<PathBuf>,
+    /// Guest initramfs; absent: `initramfs.img` under `assets_dir`.
+    pub initramfs: Option<PathBuf>,
+    /// Address for all AWS clients. Plain HTTP: keep it on loopback or behind something that encrypts.
+    pub api_address: SocketAddr,
+    /// Addresses the endpoints are served on.
+    pub edge_addresses: Vec<IpAddr>,
+    /// Port of the endpoints.
+    pub edge_port: u16,
+    /// Endpoints are `<uuid>.lambda-microvm.<region>.<domain>`.
+    pub domain: String,
+    /// AWS region this server answers as.
+    pub region: String,
+    /// AWS account number this server answers as: 12 digits.
+    pub account: String,
+    /// `auto`, `kvm` or `tcg`.
+    pub accelerator: Accelerator,
+    /// The QEMU program; absent: `qemu-system-x86_64` on the PATH.
+    pub qemu: Option<PathBuf>,
+    /// Name servers written into new images; empty: this machine's own that are not on loopback.
+    pub nameservers: Vec<IpAddr>,
+    /// Network namespaces kept ready for launches; each costs a few hundred KiB of kernel memory.
+    pub namespaces_ready: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: "/var/lib/pilotlight".into(),
+            assets_dir: "/var/lib/pilotlight/assets".into(),
+            kernel: None,
+            initramfs: None,
+            api_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 4580)),
+            edge_addresses: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+            edge_port: 4443,
+            domain: "localhost".into(),
+            region: "us-east-1".into(),
+            account: "000000000000".into(),
+            accelerator: Accelerator::Auto,
+            qemu: None,
+            nameservers: Vec::new(),
+            namespaces_ready: 4,
+        }
+    }
+}
+
+impl Config {
+    /// The file, if one is named, and the flags.
+    pub fn load(arguments: &ServeArguments) -> anyhow::Result<Self> {
+        let mut config = Self::load_data(&arguments.data)?;
+        if let Some(dir) = &arguments.assets_dir {
+            config.assets_dir.clone_from(dir);
+        }
+        if let Some(file) = &arguments.initramfs {
+            config.initramfs = Some(file.clone());
+        }
+        if let Some(address) = arguments.api_address {
+            config.api_address = address;
+        }
+        if let Some(port) = arguments.edge_port {
+            config.edge_port = port;
+        }
+        if let Some(region) = &arguments.region {
+            config.region.clone_from(region);
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The file and the data directory, which is all that verbs other than `serve` need.
+    pub fn load_data(arguments: &DataArguments) -> anyhow::Result<Self> {
+        let mut config = match &arguments.config {
+            None => Self::default(),
+            Some(path) => Self::read(path)?,
+        };
+        if let Some(dir) = &arguments.data_dir {
+            config.data_dir.clone_from(dir);
+        }
+        config.data_dir = std::path::absolute(&config.data_dir).context("data_dir")?;
+        Ok(config)
+    }
+
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("cannot use {}", path.display()))
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        if self.account.len() != 12 || !self.account.bytes().all(|byte| byte.is_ascii_digit()) {
+            bail!("account '{}' is not 12 digits", self.account);
+        }
+        let region_parts = self.region.split('-').count();
+        if !(3..=4).contains(&region_parts)
+            || !self.region.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        {
+            bail!("region '{}' does not look like an AWS region, such as us-east-1", self.region);
+        }
+        let label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        };
+        if !self.domain.split('.').all(label) {
+            bail!("domain '{}' is not a lower-case domain name", self.domain);
+        }
+        if self.edge_addresses.is_empty() {
+            bail!("edge_addresses is empty; the endpoints need at least one address to be served on");
+        }
+        Ok(())
+    }
+
+    /// The guest kernel.
+    pub fn kernel(&self) -> PathBuf {
+        self.kernel.clone().unwrap_or_else(|| self.assets_dir.join("kernel/vmlinuz"))
+    }
+
+    /// The guest's initramfs.
+    pub fn initramfs(&self) -> PathBuf {
+        self.initramfs.clone().unwrap_or_else(|| self.assets_dir.join("initramfs.img"))
+    }
+
+    /// What follows the first label of every endpoint's name.
+    pub fn endpoint_suffix(&self) -> String {
+        format!("lambda-microvm.{}.{}", self.region, self.domain)
+    }
+
+    /// Name servers for guests.
+    pub fn guest_nameservers(&self) -> Vec<IpAddr> {
+        if !self.nameservers.is_empty() {
+            return self.nameservers.clone();
+        }
+        // With systemd-resolved the first file names only its stub on loopback, which a guest cannot reach.
+        ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"]
+            .iter()
+            .filter_map(|path| std::fs::read_to_string(path).ok())
+            .map(|text| nameservers_in(&text))
+            .find(|addresses| !addresses.is_empty())
+            .unwrap_or_default()
+    }
+}
+
+fn nameservers_in(resolv_conf: &str) -> Vec<IpAddr> {
+    resolv_conf
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .filter_map(|address| address.trim().parse().ok())
+        .filter(|address: &IpAddr| !address.is_loopback())
+        .take(3)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_says_the_defaults_and_names_every_key() {
+        let example = include_str!("../../../config.example.toml");
+        let live: Config = toml::from_str(example).expect("the example is valid");
+        assert_eq!(live, Config::default());
+        let all = toml::Table::try_from(Config {
+            kernel: Some("k".into()),
+            initramfs: Some("i".into()),
+            qemu: Some("q".into()),
+            ..Config::default()
+        })
+        .expect("a configuration is a table");
+        for key in all.keys() {
+            let told = example.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
+            assert!(told, "config.example.toml does not tell of {key}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_are_refused_by_name() {
+        let error = toml::from_str::<Config>("edge_prot = 1").expect_err("a misspelt key");
+        assert!(error.to_string().contains("edge_prot"), "{error}");
+        for (config, word) in [
+            (Config { account: "12".into(), ..Config::default() }, "account"),
+            (Config { region: "here".into(), ..Config::default() }, "region"),
+            (Config { domain: "Not A Domain".into(), ..Config::default() }, "domain"),
+            (Config { edge_addresses: vec![], ..Config::default() }, "edge_addresses"),
+        ] {
+            let error = config.check().expect_err(word);
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        Config::default().check().expect("the defaults are fine");
+    }
+
+    #[test]
+    fn loopback_name_servers_are_of_no_use_to_a_guest() {
+        let text = "# x\nnameserver 127.0.0.53\nnameserver 10.0.0.2\noptions edns0\nnameserver ::1\n";
+        assert_eq!(nameservers_in(text), ["10.0.0.2".parse::<IpAddr>().expect("an address")]);
+    }
+}

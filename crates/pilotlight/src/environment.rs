@@ -1,0 +1,23 @@
+//! `pilotlight env`: the exports that point AWS clients here.
+
+use crate::{access, cli::DataArguments, config::Config, running::Running};
+
+/// Prints them, quoted for a shell.
+pub fn print(arguments: &DataArguments) -> anyhow::Result<()> {
+    let config = Config::load_data(arguments)?;
+    let running = Running::find(&config.data_dir)?;
+    let key = access::existing_local_key(&config.data_dir)?;
+    let ca = running.ca.display().to_string();
+    for (name, value) in [
+        ("AWS_ENDPOINT_URL", running.api_url.as_str()),
+        ("AWS_ACCESS_KEY_ID", &key.access_key_id),
+        ("AWS_SECRET_ACCESS_KEY", &key.secret_access_key),
+        ("AWS_REGION", &running.region),
+        ("AWS_DEFAULT_REGION", &running.region),
+        ("AWS_CA_BUNDLE", &ca),
+        ("PILOTLIGHT_CA_BUNDLE", &ca),
+    ] {
+        println!("export {name}='{}'", value.replace('\'', r"'\''"));
+    }
+    Ok(())
+}

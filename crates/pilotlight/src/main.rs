@@ -1,0 +1,38 @@
+//! The command: `serve` wires the roles together, the other verbs look at what it keeps.
+
+#![forbid(unsafe_code)]
+
+mod access;
+mod cli;
+mod config;
+mod doctor;
+mod environment;
+mod gateway;
+mod logs;
+mod running;
+mod serve;
+mod storage;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Verb};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.verb {
+        Verb::Serve(arguments) => serve::serve(arguments),
+        Verb::Env(arguments) => environment::print(&arguments),
+        Verb::Doctor(arguments) => doctor::print(&arguments),
+        Verb::Logs(arguments) => logs::print(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // With its causes, once, here.
+            eprintln!("pilotlight: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
