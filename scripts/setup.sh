@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Prepares a fresh Debian 12 (or later) or Ubuntu 24.04 machine for Pilotlight: packages, guest kernel, binaries, guest
+# image, base images, and Python's AWS SDK for the demo and the tests. Run it as often as you like: what is there stays.
+#
+# PILOTLIGHT_ASSETS names the directory for what all checkouts share; /var/lib/pilotlight/assets unless set.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly assets=${PILOTLIGHT_ASSETS:-/var/lib/pilotlight/assets}
+readonly triple=$(uname -m)-unknown-linux-gnu
+readonly boto3=1.44.5
+readonly packages=(
+  # runs microVMs
+  qemu-system-x86 nftables iproute2 kmod e2fsprogs
+  # builds their images
+  buildah erofs-utils mmdebstrap debian-archive-keyring util-linux cpio xz-utils zstd ca-certificates
+  # builds Pilotlight
+  gcc libc6-dev pkg-config
+  # runs the demo and the tests: Python resolves *.localhost only with libnss-myhostname
+  python3 python3-venv libnss-myhostname
+)
+readonly steps=6
+step=0
+
+# The last line of a failed setup: one sentence that says what to do.
+fail() { printf '\nsetup: %s\n' "$*" >&2; exit 1; }
+
+# run WHAT ADVICE COMMAND...: one step. Its output is in a log, whose end is shown when it fails.
+run() {
+  local what=$1 advice=$2 begin=$EPOCHREALTIME
+  shift 2
+  step=$((step + 1))
+  printf '[%d/%d] %s … ' "$step" "$steps" "$what"
+  # In the background, so that `set -e` holds inside, which it would not in a condition.
+  ("$@") >"$log" 2>&1 &
+  if ! wait $!; then
+    printf 'failed\n\n' >&2
+    tail -n 20 "$log" >&2
+    fail "$advice"
+  fi
+  LC_ALL=C awk -v from="$begin" -v to="$EPOCHREALTIME" 'BEGIN { printf "done (%.1f s)\n", to - from }'
+}
+
+# stamped STAMP KEY: is what was made from KEY there?
+stamped() { [[ -f $1 && $(<"$1") == "$2" ]]; }
+
+install_packages() {
+  local missing=() package
+  for package in "${packages[@]}"; do
+    [[ " $installed " == *" $package "* ]] || missing+=("$package")
+  done
+  [[ ${#missing[@]} -gt 0 ]] || return 0
+  echo "installing: ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get -q update
+  apt-get -q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}"
+}
+
+build_binaries() {
+  cargo build --release --workspace --bins --exclude guest
+  # Static, because inside a microVM there is nothing to link to; in a directory of its own, because the flags differ.
+  local flags=CARGO_TARGET_${triple//-/_}_RUSTFLAGS
+  env "${flags^^}=-C target-feature=+crt-static" \
+    cargo build --release -p guest --target "$triple" --target-dir target/guest
+}
+
+make_venv() {
+  local key
+  key="boto3==$boto3 $(/usr/bin/python3 --version)"
+  ! stamped target/venv/pilotlight-stamp "$key" || return 0
+  rm -rf target/venv
+  # Debian's own interpreter: another one earlier on PATH may lack the venv module or go away.
+  /usr/bin/python3 -m venv target/venv
+  target/venv/bin/pip install --quiet --disable-pip-version-check "boto3==$boto3"
+  target/venv/bin/python -c 'import boto3; boto3.client("lambda-microvms", region_name="us-east-1")'
+  echo "$key" >target/venv/pilotlight-stamp
+}
+
+[[ $EUID -eq 0 ]] || fail "run it as root, for example: sudo -E make setup"
+command -v apt-get >/dev/null || fail "this is not Debian or Ubuntu (no apt-get): install ${packages[*]} with your package manager and see scripts/setup.sh"
+[[ $(uname -m) == x86_64 ]] || fail "this machine is $(uname -m); Pilotlight runs on x86_64 for now"
+PATH=$PATH:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin
+command -v cargo >/dev/null || fail "install Rust with rustup (https://rustup.rs), then run make setup again"
+
+mkdir -p "$assets" target
+exec 9>"$assets/setup.lock"
+flock --nonblock 9 || { echo "setup: another setup is running; waiting for it"; flock 9; }
+log=$(mktemp "${TMPDIR:-/tmp}/pilotlight-setup-XXXXXX")
+trap 'rm -f "$log"' EXIT
+installed=$(dpkg-query --show --showformat='${db:Status-Status} ${Package}\n' | awk '$1 == "installed" { printf "%s ", $2 }')
+
+run "Debian packages" "apt-get failed as shown above: check the network and /etc/apt, then run make setup again" \
+  install_packages
+run "guest kernel in $assets/kernel" "the guest kernel could not be fetched: check the network, then run make setup again" \
+  scripts/guest-kernel.sh "$assets/kernel"
+run "Pilotlight's programs (minutes the first time)" "the build failed as shown above: check that Rust is current (rustup update)" \
+  build_binaries
+run "guest image" "the guest image could not be packed: remove target/guest and run make setup again" \
+  scripts/guest-image.sh "target/guest/$triple/release/guest" "$assets/kernel" target/guest/initramfs.img
+run "base images in $assets/storage (two minutes the first time)" "the base images could not be made: check the network, then run make setup again" \
+  scripts/base-images.sh "$assets/storage"
+run "Python's AWS SDK in target/venv" "pip could not install boto3 $boto3: check the network, then run make setup again" \
+  make_venv
