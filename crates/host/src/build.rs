@@ -39,7 +39,11 @@ use crate::{
 const ARCHIVE_BYTES_MAX: u64 = 7 * 1024 * 1024 * 1024;
 
 /// How long a guest may take from power-on to its agent's first answer. Emulated on a loaded machine: tens of seconds.
-const BOOT_TIME_MAX: Duration = Duration::from_secs(180);
+const BOOT_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// How often a guest is started before the build is given up. Emulated guests with several processors were seen to hang
+/// in their first moments, about one boot in a hundred.
+const BOOT_TRIES: u32 = 3;
 
 /// Without a `/ready` hook: how long the app's port is waited for before the snapshot is taken all the same, as of an
 /// app that serves nothing.
@@ -133,7 +137,7 @@ impl LocalHost {
             .map_err(|error| internal("the memory file cannot be made", &error))?;
 
         self.log(spec, "booting a microVM to start the application in\n");
-        let guest = BuildGuest::boot(self, spec, version, work).await?;
+        let guest = BuildGuest::boot_with_retries(self, spec, version, work).await?;
         let status = guest.agent.start(app).await.map_err(|error| {
             failure(format!("CONTAINER_START_FAILED: {}", reason_of("the application could not be started", &error)))
         })?;
@@ -250,7 +254,7 @@ struct BuildGuest {
     namespace: Namespace,
     agent: Agent,
     _console: AbortOnDropHandle<()>,
-    _ender: Ender,
+    ender: Ender,
 }
 
 /// Ends a VM and gives its namespace back, whatever becomes of its owner.
@@ -280,6 +284,25 @@ impl Drop for Ender {
 }
 
 impl BuildGuest {
+    async fn boot_with_retries(
+        host: &LocalHost,
+        spec: &BuildSpec,
+        version: &VersionFiles,
+        work: &std::path::Path,
+    ) -> Result<Self, BuildFailure> {
+        let mut tries = 1;
+        loop {
+            // Nothing has been started in the guest yet, and it is booted from scratch: its disk and memory are as new.
+            match Self::boot(host, spec, version, work).await {
+                Err(failure) if tries < BOOT_TRIES && !failure.reason.starts_with("DISK_STORAGE_FULL") => {
+                    host.log(spec, &format!("{failure}; trying once more\n"));
+                    tries += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
     async fn boot(
         host: &LocalHost,
         spec: &BuildSpec,
@@ -308,7 +331,7 @@ impl BuildGuest {
                 return Err(host.internal_or_disk_full("the VM cannot be started", &error));
             }
         };
-        let ender = Ender(Some((vm.clone(), namespace.clone(), Arc::clone(&host.pool))));
+        let mut ender = Ender(Some((vm.clone(), namespace.clone(), Arc::clone(&host.pool))));
         let log_path = host.config.layout.build_log(&spec.image.image_id, &spec.build_id);
         let console_path = log_path.with_extension("console.log");
         let console =
@@ -316,12 +339,18 @@ impl BuildGuest {
         let log = BoundedLog::open(&log_path).map_err(|error| internal("the build log cannot be opened", &error))?;
         let connecting = Agent::connect_at_boot(&namespace, Arc::new(Mutex::new(log)), BOOT_TIME_MAX);
         let agent = tokio::select! {
-            agent = connecting => agent.map_err(|error| internal("the guest does not boot", &error))?,
+            agent = connecting => match agent {
+                Ok(agent) => agent,
+                Err(error) => {
+                    ender.end().await;
+                    return Err(internal("the guest does not boot", &error));
+                }
+            },
             report = vm.exited() => {
                 return Err(failure(format!("INTERNAL_PLATFORM_ERROR: the guest ended while it booted: {report}")));
             }
         };
-        Ok(Self { vm, namespace, agent, _console: console, _ender: ender })
+        Ok(Self { vm, namespace, agent, _console: console, ender })
     }
 
     async fn wait_until_ready(&self, spec: &BuildSpec, config: &ImageConfig) -> Result<(), BuildFailure> {
@@ -344,7 +373,7 @@ impl BuildGuest {
     }
 
     async fn end(mut self) {
-        self._ender.end().await;
+        self.ender.end().await;
     }
 }
 

@@ -87,6 +87,12 @@ impl MicrovmFiles {
         self.0.join("machine.json")
     }
 
+    /// The record of the VM there is, if it can be read.
+    pub async fn read_machine_record(&self) -> Option<MachineRecord> {
+        let text = tokio::fs::read(self.machine_record()).await.ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
     /// Exists once the microVM's launch is complete, `/run` hook and all. A VM without it was being launched when the
     /// daemon died, and is not taken over.
     pub fn launched_mark(&self) -> PathBuf {

@@ -10,7 +10,7 @@ use api::{
 use vmm::Vm;
 
 use crate::{
-    files::{self, MachineRecord, MicrovmFiles},
+    files::{self, MicrovmFiles},
     launch,
     local::LocalHost,
     machine::Machine,
@@ -95,16 +95,9 @@ impl LocalHost {
     }
 
     async fn take_over(&self, spec: &MicrovmSpec, files: &MicrovmFiles, vm: Vm) -> Result<Machine, String> {
-        let record = async {
-            let text = tokio::fs::read(files.machine_record()).await?;
-            serde_json::from_slice::<MachineRecord>(&text).map_err(io::Error::other)
-        };
-        let record = match record.await {
-            Ok(record) => record,
-            Err(error) => {
-                launch::end_vm(&vm).await;
-                return Err(reason_of("its record cannot be read", &error));
-            }
+        let Some(record) = files.read_machine_record().await else {
+            launch::end_vm(&vm).await;
+            return Err("its record cannot be read".to_owned());
         };
         // A half-written suspend snapshot is of no use: the VM still has everything.
         for dir in [files.suspending(), files.resumed()] {

@@ -18,6 +18,7 @@ use api::{
     ids::VmId,
 };
 use snapshot::Layer;
+use vmm::Vm;
 
 use crate::{
     capacity,
@@ -176,10 +177,26 @@ impl LocalHost {
             if self.dismiss(&spec.microvm_id, machine.vm_id).is_some() {
                 self.clear(&machine).await;
             }
+        } else {
+            self.end_unwatched(&files).await;
         }
         files::remove_dir(files.dir().clone()).await.map_err(|error| HostError::Unchanged {
             reason: reason_of("The microVM's files could not be removed", &error),
         })
+    }
+}
+
+impl LocalHost {
+    /// Ends a VM that is in nobody's hands: a launch or a resume was dropped half way.
+    pub(crate) async fn end_unwatched(&self, files: &MicrovmFiles) {
+        match Vm::attach(&files.vm_dir()).await {
+            Ok(Some(vm)) => launch::end_vm(&vm).await,
+            Ok(None) => {}
+            Err(error) => tracing::warn!(dir = %files.dir().display(), %error, "a VM cannot be looked for"),
+        }
+        if let Some(record) = files.read_machine_record().await {
+            self.pool.give_back(&record.namespace).await;
+        }
     }
 }
 
