@@ -1,0 +1,225 @@
+//! `make bench [ONLY=group]`: what a user waits for, beside the bare baseline measured in the same run.
+//!
+//! Each figure is taken ten times after one warm-up, bare and through Pilotlight in turn, so that a slow minute of the
+//! machine slows both.
+
+#![forbid(unsafe_code)]
+
+use std::{
+    fs,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use e2e::{Microvm, Stage, bare::Bare, image::Source, machine, repository, sweep};
+use serde_json::json;
+
+/// How often each figure is taken.
+const ROUNDS: usize = 10;
+
+/// Rounds before them that do not count.
+const WARM_UPS: usize = 1;
+
+/// What the app is asked.
+const PATH: &str = "/";
+
+const GROUPS: [&str; 3] = ["launch", "suspend", "wake"];
+
+fn main() -> ExitCode {
+    let asked: Vec<String> = std::env::args().skip(1).filter(|group| !group.is_empty()).collect();
+    let done = sweep::on_interrupt().and_then(|()| bench(&asked));
+    sweep::everything();
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line of the table.
+struct Row {
+    group: &'static str,
+    name: String,
+    unit: &'static str,
+    value: f64,
+    baseline: Option<f64>,
+}
+
+impl Row {
+    fn ratio(&self) -> Option<f64> {
+        self.baseline.filter(|baseline| *baseline > 0.0).map(|baseline| self.value / baseline)
+    }
+}
+
+fn bench(asked: &[String]) -> anyhow::Result<()> {
+    for group in asked {
+        ensure!(GROUPS.contains(&group.as_str()), "there is no group '{group}'; the groups are {}", GROUPS.join(", "));
+    }
+    let wanted = |group: &str| asked.is_empty() || asked.iter().any(|name| name == group);
+    eprintln!("building the image flask-counter (512 MiB baseline, 2 GiB guest) ...");
+    let stage = Stage::set(&Source::example("flask-counter")?, 512)?;
+    eprintln!("built in {:.1} s", stage.build_time.as_secs_f64());
+    let model = stage.launch()?;
+    let bare = Bare::like(
+        &stage.vmm_of(&model.id)?,
+        &stage.directory_of(&model.id),
+        &stage.version_dir()?,
+        &stage.scratch("bare"),
+    )?;
+    let mut rows = Vec::new();
+    if wanted("launch") {
+        rows.extend(launch(&stage, &bare)?);
+    }
+    stage.terminate(&model.id)?;
+    if wanted("suspend") || wanted("wake") {
+        let (suspend, wake) = suspend_and_wake(&stage, &bare)?;
+        if wanted("suspend") {
+            rows.extend(suspend);
+        }
+        if wanted("wake") {
+            rows.extend(wake);
+        }
+    }
+    report(&rows)
+}
+
+/// RunMicrovm → first 200 through HTTPS with token.
+fn launch(stage: &Stage, bare: &Bare) -> anyhow::Result<Vec<Row>> {
+    let (mut ours, mut floor, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..WARM_UPS + ROUNDS {
+        eprintln!("launch {round}/{ROUNDS}");
+        let by_hand = bare.launch(PATH)?.to_first_answer;
+        let (microvm, took) = timed_launch(stage)?;
+        if round >= WARM_UPS {
+            floor.push(by_hand);
+            ours.push(took);
+            bytes.push(machine::bytes_on_disk(&stage.directory_of(&microvm.id)));
+        }
+        stage.terminate(&microvm.id)?;
+    }
+    let mut rows = quantiles("launch", "RunMicrovm → first 200", ours, floor);
+    bytes.sort_unstable();
+    rows.push(Row {
+        group: "launch",
+        name: "disk of a second microVM".into(),
+        unit: "bytes",
+        value: bytes[bytes.len() / 2] as f64,
+        baseline: None,
+    });
+    Ok(rows)
+}
+
+fn timed_launch(stage: &Stage) -> anyhow::Result<(Microvm, Duration)> {
+    let begin = Instant::now();
+    let parameters = json!({"imageIdentifier": stage.image.arn, "idlePolicy": e2e::microvm::waking()});
+    let run = stage.aws.microvms("run_microvm", parameters)?;
+    let id = run["microvmId"].as_str().context("no microvmId")?.to_owned();
+    let endpoint = run["endpoint"].as_str().context("no endpoint")?.to_owned();
+    let token = stage.token(&id, json!([{"allPorts": {}}]))?;
+    let microvm = Microvm { id, endpoint, token };
+    ask(stage, &microvm)?;
+    Ok((microvm, begin.elapsed()))
+}
+
+fn ask(stage: &Stage, microvm: &Microvm) -> anyhow::Result<()> {
+    let answer = stage.get(microvm, PATH)?;
+    ensure!(answer.status == 200, "HTTP {}: {}", answer.status, answer.body);
+    Ok(())
+}
+
+/// SuspendMicrovm → SUSPENDED after one request; a request to it → 200.
+fn suspend_and_wake(stage: &Stage, bare: &Bare) -> anyhow::Result<(Vec<Row>, Vec<Row>)> {
+    let (mut suspends, mut suspends_floor, mut wakes, mut wakes_floor) = (vec![], vec![], vec![], vec![]);
+    for round in 0..WARM_UPS + ROUNDS {
+        eprintln!("suspend and wake {round}/{ROUNDS}");
+        let (saved, woken) = bare.suspend_and_wake(PATH)?;
+        let (microvm, _) = timed_launch(stage)?;
+        let begin = Instant::now();
+        stage.aws.microvms("suspend_microvm", json!({"microvmIdentifier": microvm.id}))?;
+        // Without a pause between the questions: one would be a good part of what is measured.
+        while stage.describe(&microvm.id)?["state"] != "SUSPENDED" {
+            ensure!(begin.elapsed() < Duration::from_secs(60), "it is not SUSPENDED after a minute");
+        }
+        let suspended = begin.elapsed();
+        let begin = Instant::now();
+        ask(stage, &microvm)?;
+        let woke = begin.elapsed();
+        stage.terminate(&microvm.id)?;
+        if round >= WARM_UPS {
+            suspends.push(suspended);
+            suspends_floor.push(saved.took);
+            wakes.push(woke);
+            wakes_floor.push(woken.to_first_answer);
+        }
+    }
+    Ok((
+        quantiles("suspend", "SuspendMicrovm → SUSPENDED", suspends, suspends_floor),
+        quantiles("wake", "request to a suspended microVM → 200", wakes, wakes_floor),
+    ))
+}
+
+fn quantiles(group: &'static str, name: &str, mut ours: Vec<Duration>, mut floor: Vec<Duration>) -> Vec<Row> {
+    ours.sort_unstable();
+    floor.sort_unstable();
+    [("p50", 0.5), ("p95", 0.95)]
+        .into_iter()
+        .map(|(label, share)| Row {
+            group,
+            name: format!("{name}, {label}"),
+            unit: "ms",
+            value: quantile(&ours, share),
+            baseline: Some(quantile(&floor, share)),
+        })
+        .collect()
+}
+
+/// In milliseconds, between the two nearest of sorted values.
+fn quantile(sorted: &[Duration], share: f64) -> f64 {
+    let at = share * (sorted.len() - 1) as f64;
+    let (low, high) = (sorted[at.floor() as usize].as_secs_f64(), sorted[at.ceil() as usize].as_secs_f64());
+    (low + (high - low) * at.fract()) * 1000.0
+}
+
+fn report(rows: &[Row]) -> anyhow::Result<()> {
+    println!("{:<8} {:<42} {:>12} {:>12} {:>7}", "group", "figure", "pilotlight", "bare", "ratio");
+    for row in rows {
+        let or_dash = |value: Option<f64>, digits: usize| value.map_or("-".into(), |value| format!("{value:.digits$}"));
+        let value = if row.unit == "bytes" {
+            format!("{:.1} MB", row.value / 1e6)
+        } else {
+            format!("{:.1} {}", row.value, row.unit)
+        };
+        let baseline = or_dash(row.baseline, 1);
+        let baseline = if row.baseline.is_some() { format!("{baseline} {}", row.unit) } else { baseline };
+        println!("{:<8} {:<42} {value:>12} {baseline:>12} {:>7}", row.group, row.name, or_dash(row.ratio(), 2));
+    }
+    let list: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            json!({
+                "group": row.group, "name": row.name, "unit": row.unit, "value": row.value,
+                "baseline": row.baseline, "ratio": row.ratio(),
+            })
+        })
+        .collect();
+    let path = repository().join("target/bench.json");
+    fs::write(&path, serde_json::to_vec_pretty(&list)?).with_context(|| format!("writing {}", path.display()))?;
+    println!("written to target/bench.json");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_between_the_nearest_values() {
+        let sorted: Vec<_> = (1..=10).map(|number| Duration::from_millis(number * 10)).collect();
+        assert!((quantile(&sorted, 0.5) - 55.0).abs() < 1e-6);
+        assert!((quantile(&sorted, 0.95) - 95.5).abs() < 1e-6);
+        assert!((quantile(&sorted[..1], 0.95) - 10.0).abs() < 1e-6);
+    }
+}

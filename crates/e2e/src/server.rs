@@ -1,0 +1,171 @@
+//! One `pilotlight serve`: started, killed, started again.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, OpenOptions},
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::{machine, repository, sweep, until};
+
+/// Longest wait for `ready`.
+const READY_MAX: Duration = Duration::from_secs(60);
+
+/// Longest wait for an orderly end.
+const DRAIN_MAX: Duration = Duration::from_secs(60);
+
+/// A server and where it keeps its things.
+pub struct Server {
+    child: Option<Child>,
+    data_dir: PathBuf,
+    log: PathBuf,
+    ports: Option<(u16, u16)>,
+}
+
+/// The program under test.
+#[must_use]
+pub fn program() -> PathBuf {
+    std::env::var_os("PILOTLIGHT").map_or_else(|| repository().join("target/release/pilotlight"), PathBuf::from)
+}
+
+impl Server {
+    /// A server that is not started.
+    #[must_use]
+    pub fn new(data_dir: PathBuf, log: PathBuf) -> Self {
+        Self { child: None, data_dir, log, ports: None }
+    }
+
+    /// Its data directory.
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// Starts it and waits until it is ready. The first start chooses free ports, later ones keep them, because
+    /// endpoints that users hold name the port.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        let (api, edge) = self.ports.unwrap_or((0, 0));
+        let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
+        let mut child = Command::new(program())
+            .arg("serve")
+            .arg("--data-dir")
+            .arg(&self.data_dir)
+            .arg("--initramfs")
+            .arg(repository().join("target/guest/initramfs.img"))
+            .args(["--api-address", &format!("127.0.0.1:{api}"), "--edge-port", &edge.to_string()])
+            .args(["--region", "us-east-1"])
+            .current_dir(repository())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("starting {}", program().display()))?;
+        let stdout = BufReader::new(child.stdout.take().context("stdout is piped")?);
+        self.child = Some(child);
+        // After the start, so that either this or the sweep sees the process.
+        if sweep::is_interrupted() {
+            self.crash()?;
+            bail!("interrupted");
+        }
+        let (said, lines) = mpsc::channel();
+        // Reads to the end, so that the server never blocks on a full pipe.
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let _ = said.send(line);
+            }
+        });
+        let begin = Instant::now();
+        loop {
+            let left = READY_MAX.saturating_sub(begin.elapsed());
+            match lines.recv_timeout(left) {
+                Ok(line) if line.starts_with("ready") => break,
+                Ok(_) => {}
+                Err(_) => bail!("the server did not get ready; the end of its log:\n{}", self.log_tail()),
+            }
+        }
+        let facts = self.facts()?;
+        let api: u16 = facts["api_url"]
+            .as_str()
+            .and_then(|url| url.rsplit(':').next()?.trim_end_matches('/').parse().ok())
+            .with_context(|| format!("no port in server.json: {facts}"))?;
+        let edge = facts["edge_port"].as_u64().context("no edge_port in server.json")?;
+        self.ports = Some((api, u16::try_from(edge)?));
+        Ok(())
+    }
+
+    /// What the server says of itself.
+    pub fn facts(&self) -> anyhow::Result<Value> {
+        let path = self.data_dir.join("server.json");
+        let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        Ok(serde_json::from_slice(&text)?)
+    }
+
+    /// Is it up?
+    pub fn is_up(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Kills it as a crash would.
+    pub fn crash(&mut self) -> anyhow::Result<()> {
+        let mut child = self.child.take().context("the server is not running")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Asks it to end and waits.
+    pub fn stop(&mut self) -> anyhow::Result<ExitStatus> {
+        let mut child = self.child.take().context("the server is not running")?;
+        machine::signal(child.id(), rustix::process::Signal::TERM)?;
+        let ended = until("the server to drain", DRAIN_MAX, || child.try_wait()?.context("it still runs"));
+        if ended.is_err() {
+            child.kill()?;
+            child.wait()?;
+        }
+        ended
+    }
+
+    /// What `pilotlight env` prints.
+    pub fn environment(&self) -> anyhow::Result<BTreeMap<String, String>> {
+        let output = Command::new(program()).arg("env").arg("--data-dir").arg(&self.data_dir).output()?;
+        if !output.status.success() {
+            bail!("pilotlight env: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let text = String::from_utf8(output.stdout)?;
+        let environment: BTreeMap<_, _> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("export ")?.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.trim_matches(['\'', '"']).to_owned()))
+            .collect();
+        for name in ["AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "PILOTLIGHT_CA_BUNDLE"] {
+            environment.get(name).with_context(|| format!("pilotlight env prints no {name}:\n{text}"))?;
+        }
+        Ok(environment)
+    }
+
+    /// What it logged last.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let text = fs::read(&self.log).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Already ended is as good; the sweep sees to the rest.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
