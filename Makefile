@@ -1,6 +1,6 @@
 # `make demo` on a fresh Debian 12 or Ubuntu 24.04, as root, shows everything.
 
-# Limits `make bench` to some benchmarks: make bench ONLY="launch resume"
+# Limits `make bench` to some benchmarks: make bench ONLY="launch wake"
 ONLY ?=
 
 .PHONY: setup demo test lint bench clean
@@ -12,7 +12,7 @@ demo: setup
 	@target/venv/bin/python scripts/demo.py
 
 test: setup
-	cargo test --release --workspace --exclude e2e
+	cargo test --release --workspace
 	cargo run --release -p e2e
 
 lint:

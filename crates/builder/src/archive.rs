@@ -139,6 +139,11 @@ pub(crate) fn unpack(
     if zip.len() as u64 != entries {
         return Err(ArchiveError::Repeats);
     }
+    // An archive that says it is too large is taken at its word, before anything is written. What is counted below
+    // holds against those that say less than they are.
+    if zip.decompressed_size().is_some_and(|bytes| bytes > u128::from(limits.bytes)) {
+        return Err(ArchiveError::TooLarge { max: limits.bytes });
+    }
 
     let mut tree = Tree::make(into)?;
     let mut room = limits.bytes;

@@ -67,10 +67,14 @@ impl LocalHost {
         }))
     }
 
-    /// Lets go of everything but the running microVMs, which stay for the next daemon.
+    /// Lets go of everything but the running microVMs, which stay, with their packet rules, for the
+    /// next daemon.
     pub async fn stop(&self) {
         self.filler.lock().expect("no holder of this lock panics").take();
         self.pool.drain().await;
+        if self.machines.lock().expect("no holder of this lock panics").is_empty() {
+            self.pool.remove_rules().await;
+        }
     }
 
     pub(crate) fn version_files(&self, image: &ImageRef) -> VersionFiles {

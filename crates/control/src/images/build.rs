@@ -7,7 +7,6 @@ use api::{
     images::{BuildState, VersionStatus},
     sensitive::Sensitive,
 };
-use sqlx::SqliteConnection;
 use tokio::time::sleep;
 use tracing::{Instrument, error, info, info_span};
 
@@ -17,7 +16,7 @@ use super::{
 };
 use crate::{
     shared::Shared,
-    store::{StoreError, commit, images as rows},
+    store::{Connection, StoreError, commit, images as rows},
 };
 
 /// Wait before what could not be written is written again.
@@ -85,7 +84,7 @@ async fn end(shared: &Shared, build: &Build, status: VersionStatus) -> Result<()
 
 /// Writes the end of a build to its version and its image too, in the caller's transaction.
 pub(crate) async fn record_end(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     build: &Build,
     status: VersionStatus,
     now: i64,

@@ -18,7 +18,6 @@ use api::{
     page,
     timestamp::Timestamp,
 };
-use sqlx::SqliteConnection;
 
 use super::{
     build, delete,
@@ -29,7 +28,7 @@ use crate::{
     idempotency::{ClientToken, Meaning, meaning},
     pages::Page,
     shared::{Shared, hidden},
-    store::{StoreError, commit, images as rows, microvms as microvm_rows, tokens},
+    store::{Connection, StoreError, commit, images as rows, microvms as microvm_rows, tokens},
 };
 
 /// `CreateMicrovmImage`.
@@ -89,11 +88,7 @@ fn definition(plan: ImagePlan) -> Definition {
 }
 
 /// The image that a token stands for, if it does and that one lives.
-async fn replayed(
-    connection: &mut SqliteConnection,
-    token: &ClientToken,
-    now: i64,
-) -> Result<Option<Image>, ServiceError> {
+async fn replayed(connection: &mut Connection, token: &ClientToken, now: i64) -> Result<Option<Image>, ServiceError> {
     let kept = tokens::find(connection, token).await.map_err(hidden)?;
     let (resource_id, same) = match meaning(token, kept, now) {
         Meaning::Fresh => return Ok(None),
@@ -129,7 +124,7 @@ fn created(shared: &Shared, image: Image, version: Version) -> CreateMicrovmImag
 /// The image of an ARN, if it is ours.
 pub(crate) async fn image_of(
     shared: &Shared,
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     arn: &ImageArn,
 ) -> Result<Option<Image>, StoreError> {
     if *arn != shared.image_arn(&arn.name) {
@@ -141,7 +136,7 @@ pub(crate) async fn image_of(
 /// The version that a caller wrote.
 async fn version_of(
     shared: &Shared,
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     arn: &ImageArn,
     written: &str,
 ) -> Result<Version, ServiceError> {

@@ -15,7 +15,6 @@ use api::{
     timestamp::Timestamp,
     token::{Claims, Grant},
 };
-use sqlx::SqliteConnection;
 
 use super::{
     admission::{Refusal, Request},
@@ -28,7 +27,7 @@ use crate::{
     images::{operations::image_of, record::Version, state::can_run},
     pages::Page,
     shared::{Shared, hidden, stopping},
-    store::{commit, images as image_rows, microvms as rows, tokens},
+    store::{Connection, commit, images as image_rows, microvms as rows, tokens},
 };
 
 /// `RunMicrovm`.
@@ -71,11 +70,7 @@ pub(crate) async fn run(
 }
 
 /// The microVM that a token stands for, if it does and that one lives.
-async fn replayed(
-    connection: &mut SqliteConnection,
-    token: &ClientToken,
-    now: i64,
-) -> Result<Option<Record>, ServiceError> {
+async fn replayed(connection: &mut Connection, token: &ClientToken, now: i64) -> Result<Option<Record>, ServiceError> {
     let kept = tokens::find(connection, token).await.map_err(hidden)?;
     let (resource_id, same) = match meaning(token, kept, now) {
         Meaning::Fresh => return Ok(None),
@@ -93,7 +88,7 @@ async fn replayed(
 /// The version to launch: the one asked for, or the newest active one.
 async fn runnable(
     shared: &Shared,
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     request: &RunMicrovmRequest,
 ) -> Result<Version, ServiceError> {
     let none = || catalogue::no_active_version(&request.image, request.image_version.as_deref());

@@ -14,6 +14,9 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
+/// What a query runs on; a name for those who pass it on.
+pub(crate) type Connection = SqliteConnection;
+
 /// Connections that only read.
 const READERS: u32 = 4;
 

@@ -128,6 +128,13 @@ impl Pool {
         }
     }
 
+    /// Removes the host's packet rules; only when no guest is left to be held by them.
+    pub async fn remove_rules(&self) {
+        if let Err(error) = rules::remove(&self.owner).await {
+            tracing::warn!(%error, "the packet rules stay");
+        }
+    }
+
     async fn make(&self) -> Result<(u32, Namespace), NetworkError> {
         let slot = self.reserve().ok_or(NetworkError::Exhausted { limit: SLOTS })?;
         match Namespace::create(&self.plan(slot)).await {
