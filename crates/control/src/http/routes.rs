@@ -38,7 +38,7 @@ fn body_of<T: Serialize>(response: &T) -> Result<Vec<u8>, ServiceError> {
 macro_rules! routes {
     ($($name:literal $method:ident $path:literal $(=> $status:literal $call:ident)?;)+) => {
         /// Every operation of the services behind the signing name `lambda` that microVMs belong to.
-        static ROUTES: &[Route] = &[
+        pub(super) static ROUTES: &[Route] = &[
             $(Route { name: $name, method: Method::$method, path: $path, answer: routes!(@answer $($status $call)?) },)+
         ];
     };
