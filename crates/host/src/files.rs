@@ -9,6 +9,7 @@ use api::{
 use serde::{Deserialize, Serialize};
 
 /// The directory of an image version: what every microVM of it is launched from. Never changed once it is there.
+#[derive(Clone)]
 pub struct VersionFiles(PathBuf);
 
 impl VersionFiles {

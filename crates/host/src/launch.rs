@@ -3,6 +3,7 @@
 use std::{
     io,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use api::{host::MicrovmSpec, ids::VmId};
@@ -15,8 +16,15 @@ use crate::{
     files::{MachineRecord, MicrovmFiles, VersionFiles},
     log::BoundedLog,
     machine::{Machine, keep_console},
+    manifest::{self, DamagedError},
     network::{GUEST_MAC, Namespace, NetworkError, Pool},
 };
+
+/// How long a restored guest may take to answer. Below [`api::host::VERB_TIME_MAX`] by the time of a hook.
+const GREET_TIME_MAX: Duration = Duration::from_secs(45);
+
+/// Pause between two attempts.
+const GREET_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a VM could not be brought to life. Nothing of it is left, but the directory.
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +48,20 @@ pub enum LaunchError {
     #[error("the VM could not be set going")]
     Resume(#[source] vmm::ControlError),
     /// The agent.
-    #[error("the restored guest does not answer")]
-    Agent(#[source] AgentError),
+    #[error("the restored guest did not answer within {seconds} s")]
+    Silent {
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// The VMM process is gone.
+    #[error("the VM ended at once: {report}")]
+    Ended {
+        /// How it ended.
+        report: vmm::ExitReport,
+    },
+    /// The image version or the suspend snapshot is not fit for this host.
+    #[error("the snapshot cannot be used")]
+    Snapshot(#[source] DamagedError),
 }
 
 impl LaunchError {
@@ -97,6 +117,11 @@ pub async fn restore(
     device_state: &std::path::Path,
     layer: Option<Layer>,
 ) -> Result<Restored, LaunchError> {
+    let (version_files, accel) = (version.clone(), config.accel);
+    tokio::task::spawn_blocking(move || manifest::check_version(&version_files, accel))
+        .await
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+        .map_err(LaunchError::Snapshot)?;
     let vm_id = VmId::random();
     let namespace = pool.take().await.map_err(LaunchError::Network)?;
     let restored = async {
@@ -138,8 +163,7 @@ impl Restored {
                 .and_then(|log| Ok((log, keep_console(&self.vm, &console_path)?)))
                 .map_err(|source| LaunchError::File { what: "open the microVM's logs", source })?;
             self.vm.resume().await.map_err(LaunchError::Resume)?;
-            let agent = Agent::connect(&self.namespace, Arc::clone(&app_log)).await.map_err(LaunchError::Agent)?;
-            agent.restored().await.map_err(LaunchError::Agent)?;
+            let agent = self.greet(&app_log).await?;
             Ok((agent, app_log, console))
         };
         match going.await {
@@ -150,6 +174,31 @@ impl Restored {
                 self.discard(pool).await;
                 Err(error)
             }
+        }
+    }
+
+    /// Connects to the agent and tells it that it was restored. Patiently: on a machine with too much to do a guest may
+    /// need long, and giving it up would cost a session.
+    async fn greet(&self, app_log: &Arc<Mutex<BoundedLog>>) -> Result<Agent, LaunchError> {
+        let attempts = async {
+            loop {
+                let greeted = async {
+                    let agent = Agent::connect(&self.namespace, Arc::clone(app_log)).await?;
+                    agent.restored().await?;
+                    Ok::<_, AgentError>(agent)
+                };
+                match greeted.await {
+                    Ok(agent) => return agent,
+                    Err(error) => tracing::warn!(vm = %self.vm_id, %error, "a restored guest does not answer yet"),
+                }
+                tokio::time::sleep(GREET_PAUSE).await;
+            }
+        };
+        tokio::select! {
+            agent = tokio::time::timeout(GREET_TIME_MAX, attempts) => {
+                agent.map_err(|_| LaunchError::Silent { seconds: GREET_TIME_MAX.as_secs() })
+            }
+            report = self.vm.exited() => Err(LaunchError::Ended { report }),
         }
     }
 

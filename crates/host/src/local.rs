@@ -46,9 +46,11 @@ impl LocalHost {
     /// Prepares the machine: its directories and its packet rules.
     pub async fn start(config: HostConfig) -> Result<Arc<Self>, StartError> {
         let data = &config.layout.data;
-        for dir in ["images", "builds", "microvms", "logs/builds", "logs/microvms"] {
+        for dir in ["images", "builds", "microvms", "logs", "logs/builds", "logs/microvms"] {
             let dir = data.join(dir);
-            tokio::fs::create_dir_all(&dir).await.map_err(|source| StartError::Directory { dir, source })?;
+            // Guests' memory and disks hold their users' secrets.
+            let made = tokio::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).await;
+            made.map_err(|source| StartError::Directory { dir, source })?;
         }
         let pool = PoolConfig { ready: config.namespaces_ready, nameservers: config.nameservers.clone() };
         let pool = Pool::start(data, pool).await.map_err(StartError::Network)?;
@@ -208,7 +210,12 @@ impl Host for LocalHost {
 impl Dialer for LocalHost {
     async fn dial(&self, microvm: &MicrovmId, vm: &VmId, port: u16) -> Result<Box<dyn AppStream>, DialError> {
         let machine = self.machine(microvm).filter(|machine| machine.vm_id == *vm).ok_or(DialError::Gone)?;
-        match agent::open(&machine.namespace, Purpose::Connect { port }, DIAL_TIME_MAX).await {
+        let opened = tokio::select! {
+            opened = agent::open(&machine.namespace, Purpose::Connect { port }, DIAL_TIME_MAX) => opened,
+            // Suspended or ended meanwhile: nobody will answer any more.
+            () = machine.over.cancelled() => return Err(DialError::Gone),
+        };
+        match opened {
             Ok(stream) => Ok(Box::new(GuestStream::new(stream, machine.over.clone()))),
             Err(AgentError::Refused { .. }) => Err(DialError::Refused { port }),
             // The VM may have been suspended meanwhile.

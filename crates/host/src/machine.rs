@@ -1,6 +1,7 @@
 //! One VM that runs, and the task that watches it.
 
 use std::{
+    convert::Infallible,
     io,
     path::Path,
     sync::{Arc, Mutex, RwLock},
@@ -10,16 +11,20 @@ use std::{
 use api::{host::MicrovmSpec, ids::VmId};
 use tokio::io::AsyncReadExt;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use vmm::Vm;
+use vmm::{RunState, Vm};
 
 use crate::{
     agent::{Agent, AgentError},
+    capacity,
     log::BoundedLog,
     network::Namespace,
 };
 
 /// Pause before the agent is called again after its connection broke.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
+
+/// How often a running VM is asked whether a full disk has stopped it.
+const DISK_LOOK_PAUSE: Duration = Duration::from_secs(10);
 
 /// A running microVM.
 pub struct Machine {
@@ -87,6 +92,28 @@ impl Machine {
         tokio::select! {
             report = self.vm.exited() => End::Vmm(report),
             code = self.app_ended() => End::App { code },
+            never = self.mind_the_disk() => match never {},
+        }
+    }
+
+    /// QEMU stops a guest whose write finds the host's disk full, rather than fail the write. Once there is room it
+    /// goes on, and the guest has noticed nothing but the time.
+    async fn mind_the_disk(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(DISK_LOOK_PAUSE).await;
+            let _verb = self.verb.lock().await;
+            if !matches!(self.vm.run_state().await, Ok(RunState::IoError)) {
+                continue;
+            }
+            let microvm = self.spec.microvm_id;
+            if capacity::has_room(self.vm.dir(), 0).unwrap_or(false) {
+                tracing::info!(%microvm, "the disk has room again: the guest goes on");
+                if let Err(error) = self.vm.resume().await {
+                    tracing::error!(%microvm, %error, "a guest stopped by a full disk cannot go on");
+                }
+            } else {
+                tracing::error!(%microvm, "the guest stands still: this host's disk is full");
+            }
         }
     }
 

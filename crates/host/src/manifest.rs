@@ -14,21 +14,43 @@ use crate::{
 const VERSION_KIND: &str = "version";
 const SUSPENDED_KIND: &str = "suspended";
 
-/// A suspend snapshot that must not be used.
+/// A snapshot that must not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DamagedError {
     /// The manifest, or a file that is not as it says.
-    #[error("the suspend snapshot is damaged")]
+    #[error("the snapshot is damaged")]
     Manifest(#[source] ManifestError),
     /// The changed pages.
-    #[error("the suspend snapshot's memory is damaged")]
+    #[error("the snapshot's memory is damaged")]
     Layer(#[source] ReadError),
     /// A manifest of something else.
-    #[error("the suspend snapshot's manifest is of kind '{kind}'")]
+    #[error("the manifest is of kind '{kind}'")]
     Kind {
         /// What it says it is.
         kind: String,
     },
+    /// Processor state of one kind means nothing to the other.
+    #[error("the image was built with guests run by {built}, and this host runs them by {here}: build it again")]
+    Accelerator {
+        /// What it was built with.
+        built: String,
+        /// What this host uses.
+        here: &'static str,
+    },
+}
+
+/// Checks that a version is whole, and fit to be restored with this accelerator. Reads the devices' state, not the large
+/// files.
+pub fn check_version(files: &VersionFiles, accel: Accel) -> Result<(), DamagedError> {
+    let manifest = read(&files.manifest(), VERSION_KIND)?;
+    manifest.verify_files(files.dir()).map_err(DamagedError::Manifest)?;
+    let (built, here) = (manifest.vm["accelerator"].as_str().unwrap_or_default(), accel_name(accel));
+    if built == here { Ok(()) } else { Err(DamagedError::Accelerator { built: built.to_owned(), here }) }
+}
+
+fn read(path: &Path, kind: &str) -> Result<Manifest, DamagedError> {
+    let manifest = Manifest::read(path).map_err(DamagedError::Manifest)?;
+    if manifest.kind == kind { Ok(manifest) } else { Err(DamagedError::Kind { kind: manifest.kind }) }
 }
 
 /// Makes a version's files last, then says what they are.
@@ -65,10 +87,7 @@ pub fn write_suspended(files: &SuspendedFiles) -> io::Result<()> {
 
 /// Checks the files of a suspended microVM against their manifest; the layer checks itself.
 pub fn check_suspended(files: &SuspendedFiles) -> Result<(), DamagedError> {
-    let manifest = Manifest::read(&files.manifest()).map_err(DamagedError::Manifest)?;
-    if manifest.kind != SUSPENDED_KIND {
-        return Err(DamagedError::Kind { kind: manifest.kind });
-    }
+    let manifest = read(&files.manifest(), SUSPENDED_KIND)?;
     manifest.verify_files(files.dir()).map_err(DamagedError::Manifest)
 }
 

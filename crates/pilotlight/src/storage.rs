@@ -1,7 +1,9 @@
 //! The built-in S3 endpoint, and how builds read from it.
 
 use std::{
+    fs::DirBuilder,
     io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -29,7 +31,11 @@ impl Storage {
     /// S3 over the data directory's `s3`.
     pub fn open(data_dir: &Path) -> anyhow::Result<Self> {
         let root = data_dir.join("s3");
-        std::fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&root)
+            .with_context(|| format!("cannot make {}", root.display()))?;
         Ok(Self { root })
     }
 

@@ -36,6 +36,9 @@ const LOG: &str = "qemu.log";
 const MAX_LOG: u64 = 64 * 1024;
 /// How much of the log's end a report carries.
 const TAIL: u64 = 2 * 1024;
+/// Where a VMM stands when the kernel must choose what to end: above ordinary processes (0), below what asks to be
+/// ended first (1000).
+const OOM_SCORE_ADJ: &str = "500";
 
 /// How a VM's process ended.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -149,6 +152,9 @@ pub(crate) fn spawn(spec: &VmSpec, begin: Begin) -> Result<Spawned, StartError> 
     let child = command.spawn().map_err(|source| StartError::Spawn { program: spec.program().to_owned(), source })?;
     let pid = child.id();
     let child = Unwatched(Some(child));
+    // Short of memory, the kernel is to end a guest, not whoever looks after all of them. A kernel that will not be told
+    // so is no reason not to start.
+    let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ);
     // From here on `find_stray` finds the process whatever happens to us.
     let recorded = || -> io::Result<(OwnedFd, VmRecord)> {
         let pidfd = open_pidfd(pid)?;
