@@ -37,18 +37,26 @@ pub struct DataArguments {
     pub data_dir: Option<PathBuf>,
 }
 
+/// Where the files are that microVMs are made of.
+#[derive(Debug, Clone, Args)]
+pub struct AssetArguments {
+    /// Directory `make setup` filled: guest kernel, base images [default: /var/lib/pilotlight/assets].
+    #[arg(long, env = "PILOTLIGHT_ASSETS")]
+    pub assets_dir: Option<PathBuf>,
+    /// The guest's initramfs with the agent [default: initramfs.img in the assets directory].
+    #[arg(long, env = "PILOTLIGHT_INITRAMFS")]
+    pub initramfs: Option<PathBuf>,
+}
+
 /// Flags of `serve`; each wins over its key in the configuration file.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArguments {
     /// The files.
     #[command(flatten)]
     pub data: DataArguments,
-    /// Directory `make setup` filled: guest kernel, base images [default: /var/lib/pilotlight/assets].
-    #[arg(long, env = "PILOTLIGHT_ASSETS")]
-    pub assets_dir: Option<PathBuf>,
-    /// The guest's initramfs with the agent.
-    #[arg(long, env = "PILOTLIGHT_INITRAMFS")]
-    pub initramfs: Option<PathBuf>,
+    /// What `make setup` made.
+    #[command(flatten)]
+    pub assets: AssetArguments,
     /// Address for all AWS clients [default: 127.0.0.1:4580]; port 0 takes a free one.
     #[arg(long)]
     pub api_address: Option<SocketAddr>,
@@ -66,6 +74,9 @@ pub struct DoctorArguments {
     /// The files.
     #[command(flatten)]
     pub data: DataArguments,
+    /// What `make setup` made.
+    #[command(flatten)]
+    pub assets: AssetArguments,
     /// For programs: one JSON document.
     #[arg(long)]
     pub json: bool,

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::{DataArguments, ServeArguments};
+use crate::cli::{AssetArguments, DataArguments, ServeArguments};
 
 /// How guests are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,12 +81,7 @@ impl Config {
     /// The file, if one is named, and the flags.
     pub fn load(arguments: &ServeArguments) -> anyhow::Result<Self> {
         let mut config = Self::load_data(&arguments.data)?;
-        if let Some(dir) = &arguments.assets_dir {
-            config.assets_dir.clone_from(dir);
-        }
-        if let Some(file) = &arguments.initramfs {
-            config.initramfs = Some(file.clone());
-        }
+        config.use_assets(&arguments.assets);
         if let Some(address) = arguments.api_address {
             config.api_address = address;
         }
@@ -111,6 +106,16 @@ impl Config {
         }
         config.data_dir = std::path::absolute(&config.data_dir).context("data_dir")?;
         Ok(config)
+    }
+
+    /// The flags that say where the files of microVMs are.
+    pub fn use_assets(&mut self, arguments: &AssetArguments) {
+        if let Some(dir) = &arguments.assets_dir {
+            self.assets_dir.clone_from(dir);
+        }
+        if let Some(file) = &arguments.initramfs {
+            self.initramfs = Some(file.clone());
+        }
     }
 
     fn read(path: &Path) -> anyhow::Result<Self> {

@@ -74,7 +74,8 @@ enum Verdict {
 
 /// Looks at everything and prints it; fails if microVMs cannot be served.
 pub fn print(arguments: &DoctorArguments) -> anyhow::Result<()> {
-    let config = Config::load_data(&arguments.data)?;
+    let mut config = Config::load_data(&arguments.data)?;
+    config.use_assets(&arguments.assets);
     let verdict = vmm::probe_kvm();
     let findings = examine(&config, &verdict);
     let chosen = match (config.accelerator, &verdict) {
@@ -145,7 +146,7 @@ fn examine(config: &Config, kvm: &KvmVerdict) -> Vec<Finding> {
         ("nftables", "nft", "--version"),
         ("iproute2", "ip", "-V"),
         ("buildah", "buildah", "--version"),
-        ("erofs-utils", "mkfs.erofs", "--help"),
+        ("erofs-utils", "mkfs.erofs", "--version"),
         ("e2fsprogs", "mkfs.ext4", "-V"),
     ] {
         findings.push(program_finding(subject, program, argument));
@@ -162,7 +163,9 @@ fn program_finding(subject: &'static str, program: &str, argument: &str) -> Find
         Ok(output) => {
             let text = [output.stdout, output.stderr].concat();
             let text = String::from_utf8_lossy(&text);
-            let line = text.lines().next().unwrap_or(program).trim().chars().take(60).collect();
+            // One that knows no such flag answers with its usage; that it runs is what matters.
+            let line = text.lines().next().filter(|_| output.status.success()).unwrap_or(program).trim();
+            let line = line.chars().take(60).collect();
             Finding { subject, verdict: Verdict::Good, words: line }
         }
         Err(error) => {
