@@ -2,9 +2,11 @@
 
 import http.server
 import os
+import socket
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 from flask import Blueprint, Response, jsonify, request
 
@@ -43,6 +45,23 @@ def file():
 @probe.get("/random")
 def random():
     return jsonify(random=os.urandom(32).hex())
+
+
+@probe.get("/connect")
+def connect():
+    """Which of these addresses, host:port, can be connected to from here."""
+
+    def reached(address):
+        host, port = address.rsplit(":", 1)
+        try:
+            socket.create_connection((host, int(port)), timeout=2).close()
+            return True
+        except OSError:
+            return False
+
+    addresses = request.args.getlist("to")
+    with ThreadPoolExecutor(len(addresses)) as pool:
+        return jsonify(reached=[to for to, yes in zip(addresses, pool.map(reached, addresses)) if yes])
 
 
 @probe.get("/clock")

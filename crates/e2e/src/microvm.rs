@@ -41,9 +41,11 @@ impl Stage {
         self.launch_with(json!({"idlePolicy": waking()}))
     }
 
-    /// Launches a microVM with these parameters beside the image.
+    /// Launches a microVM with these parameters, of the stage's image unless they name another.
     pub fn launch_with(&self, mut parameters: Value) -> anyhow::Result<Microvm> {
-        parameters["imageIdentifier"] = json!(self.image.arn);
+        if parameters["imageIdentifier"].is_null() {
+            parameters["imageIdentifier"] = json!(self.image.arn);
+        }
         let run = self.aws.microvms("run_microvm", parameters)?;
         let id = run["microvmId"].as_str().context("no microvmId")?.to_owned();
         let endpoint = run["endpoint"].as_str().context("no endpoint")?.to_owned();

@@ -103,7 +103,7 @@ fn leaves_nothing(stage: &Stage, before: &(e2e::stage::Traces, u64)) -> anyhow::
     })
 }
 
-fn remove(stage: &Stage, arn: &str) -> anyhow::Result<()> {
+pub fn remove(stage: &Stage, arn: &str) -> anyhow::Result<()> {
     stage.aws.microvms("delete_microvm_image", json!({"imageIdentifier": arn}))?;
     until("the image to be gone", Duration::from_secs(20), || {
         let refusal = stage.aws.refusal("get_microvm_image", json!({"imageIdentifier": arn}))?;

@@ -4,7 +4,9 @@
 mod api;
 mod edge;
 mod faults;
+mod hooks;
 mod images;
+mod isolation;
 mod life;
 mod survival;
 
@@ -24,11 +26,20 @@ static STAGE: Mutex<Option<Result<Stage, String>>> = Mutex::new(None);
 
 /// Every test, those that spare the server first.
 pub fn trials() -> Vec<Trial> {
-    [images::TESTS, life::TESTS, edge::TESTS, api::TESTS, faults::TESTS, survival::TESTS]
-        .into_iter()
-        .flatten()
-        .map(|(name, test)| Trial::test(*name, move || on_stage(*test)))
-        .collect()
+    [
+        images::TESTS,
+        life::TESTS,
+        hooks::TESTS,
+        isolation::TESTS,
+        edge::TESTS,
+        api::TESTS,
+        faults::TESTS,
+        survival::TESTS,
+    ]
+    .into_iter()
+    .flatten()
+    .map(|(name, test)| Trial::test(*name, move || on_stage(*test)))
+    .collect()
 }
 
 /// Takes the stage down.
