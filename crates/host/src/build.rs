@@ -190,8 +190,11 @@ impl LocalHost {
         let machine = self.launch(&clone, &files).await.map_err(|error| {
             failure(format!("INTERNAL_PLATFORM_ERROR: the snapshot could not be restored: {error}"))
         })?;
+        // If the build is dropped meanwhile, the clone must not live on.
+        let mut ender = Ender(Some((machine.vm.clone(), machine.namespace.clone(), Arc::clone(&self.pool))));
         let validated = hooks::call_until_ready(&machine.namespace, port, "validate", timeout).await;
-        self.clear(&machine).await;
+        machine.over.cancel();
+        ender.end().await;
         let _ = files::remove_dir(self.config.layout.log_dir(&clone.microvm_id)).await;
         validated.map_err(|failure| build_hook_failure("Validate", failure, timeout))
     }

@@ -18,6 +18,7 @@ use crate::{
     machine::{Machine, keep_console},
     manifest::{self, DamagedError},
     network::{GUEST_MAC, Namespace, NetworkError, Pool},
+    verbs::forget_machine,
 };
 
 /// How long a restored guest may take to answer. Below [`api::host::VERB_TIME_MAX`] by the time of a hook.
@@ -148,6 +149,8 @@ pub async fn restore(
     match restored.await {
         Ok(vm) => Ok(Restored { vm, namespace, vm_id }),
         Err(error) => {
+            // The record first: it must never name a namespace that has gone to another VM.
+            forget_machine(files).await;
             pool.give_back(namespace.name()).await;
             Err(error)
         }
@@ -156,7 +159,13 @@ pub async fn restore(
 
 impl Restored {
     /// Lets the guest run, and makes its clock and random numbers right.
-    pub async fn set_going(self, config: &HostConfig, pool: &Pool, spec: &MicrovmSpec) -> Result<Machine, LaunchError> {
+    pub async fn set_going(
+        self,
+        config: &HostConfig,
+        pool: &Pool,
+        spec: &MicrovmSpec,
+        files: &MicrovmFiles,
+    ) -> Result<Machine, LaunchError> {
         let console_path = config.layout.console_log(&spec.microvm_id);
         let going = async {
             let (app_log, console) = open_logs(config, spec)
@@ -171,7 +180,7 @@ impl Restored {
                 Ok(Machine::new(spec.clone(), self.vm_id, self.vm, self.namespace, agent, app_log, console))
             }
             Err(error) => {
-                self.discard(pool).await;
+                self.discard(pool, files).await;
                 Err(error)
             }
         }
@@ -203,8 +212,9 @@ impl Restored {
     }
 
     /// Ends the VM.
-    pub async fn discard(self, pool: &Pool) {
+    pub async fn discard(self, pool: &Pool, files: &MicrovmFiles) {
         end_vm(&self.vm).await;
+        forget_machine(files).await;
         pool.give_back(self.namespace.name()).await;
     }
 }
@@ -214,11 +224,12 @@ pub async fn adopt(
     config: &HostConfig,
     pool: &Pool,
     spec: &MicrovmSpec,
+    files: &MicrovmFiles,
     vm: Vm,
     record: &MachineRecord,
 ) -> Result<Machine, LaunchError> {
     let namespace = pool.adopt(&record.namespace).map_err(LaunchError::Network)?;
-    Restored { vm, namespace, vm_id: record.vm_id }.set_going(config, pool, spec).await
+    Restored { vm, namespace, vm_id: record.vm_id }.set_going(config, pool, spec, files).await
 }
 
 fn open_logs(config: &HostConfig, spec: &MicrovmSpec) -> io::Result<Arc<Mutex<BoundedLog>>> {

@@ -74,9 +74,7 @@ impl LocalHost {
     pub async fn stop(&self) {
         self.filler.lock().expect("no holder of this lock panics").take();
         self.pool.drain().await;
-        if self.machines.lock().expect("no holder of this lock panics").is_empty() {
-            self.pool.remove_rules().await;
-        }
+        self.pool.remove_rules().await;
     }
 
     pub(crate) fn version_files(&self, image: &ImageRef) -> VersionFiles {

@@ -105,7 +105,7 @@ impl LocalHost {
                 tracing::warn!(microvm = %spec.microvm_id, %error, "cannot remove a half suspend snapshot");
             }
         }
-        launch::adopt(&self.config, &self.pool, spec, vm, &record)
+        launch::adopt(&self.config, &self.pool, spec, files, vm, &record)
             .await
             .map_err(|error| reason_of("it does not answer", &error))
     }
@@ -119,9 +119,7 @@ impl LocalHost {
                 continue;
             }
             tracing::info!(pid, dir = %dir.display(), "ending a VMM process left behind");
-            let ended = rustix::process::Pid::from_raw(pid.cast_signed())
-                .map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
-            if let Some(Err(error)) = ended {
+            if let Err(error) = Vm::kill_stray(pid, &dir).await {
                 tracing::error!(pid, %error, "a VMM process left behind could not be ended");
             }
         }

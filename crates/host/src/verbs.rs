@@ -67,7 +67,7 @@ impl LocalHost {
         let restored = launch::restore(&self.config, &self.pool, spec, &version, files, &version.device_state(), None)
             .await
             .map_err(lost)?;
-        let machine = restored.set_going(&self.config, &self.pool, spec).await.map_err(lost)?;
+        let machine = restored.set_going(&self.config, &self.pool, spec, files).await.map_err(lost)?;
         let launched = async {
             if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.run) {
                 let mut body = serde_json::json!({ "microvmId": spec.microvm_id });
@@ -116,6 +116,11 @@ impl LocalHost {
                 // The guest goes on as if nothing had been; a half-written snapshot was never under its name.
                 let _ = files::remove_dir(files.suspending().dir().clone()).await;
                 let reason = reason_of("Not suspended", &error);
+                if files.suspended().dir().exists() {
+                    // The snapshot is in place and cannot be taken back: were the guest to go on, the disk would not be
+                    // the snapshot's any more.
+                    return Err(HostError::Lost { reason });
+                }
                 return match machine.vm.resume().await {
                     Ok(()) => Err(HostError::Unchanged { reason }),
                     Err(_) => Err(HostError::Lost { reason }),
@@ -143,13 +148,13 @@ impl LocalHost {
 
         let _ = files::remove_dir(files.resumed().dir().clone()).await;
         if let Err(error) = rename_synced(suspended.dir(), files.resumed().dir(), files.dir()).await {
-            restored.discard(&self.pool).await;
+            restored.discard(&self.pool, &files).await;
             return Err(unchanged(&error));
         }
         // From here on the snapshot is history: the guest runs and its disk changes.
         let lost = |reason| HostError::Lost { reason };
         let machine = restored
-            .set_going(&self.config, &self.pool, spec)
+            .set_going(&self.config, &self.pool, spec, &files)
             .await
             .map_err(|error| lost(reason_of("The microVM could not be resumed", &error)))?;
         if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.resume)
@@ -178,7 +183,7 @@ impl LocalHost {
                 self.clear(&machine).await;
             }
         } else {
-            self.end_unwatched(&files).await;
+            self.end_unwatched(&files).await?;
         }
         files::remove_dir(files.dir().clone()).await.map_err(|error| HostError::Unchanged {
             reason: reason_of("The microVM's files could not be removed", &error),
@@ -188,15 +193,20 @@ impl LocalHost {
 
 impl LocalHost {
     /// Ends a VM that is in nobody's hands: a launch or a resume was dropped half way.
-    pub(crate) async fn end_unwatched(&self, files: &MicrovmFiles) {
-        match Vm::attach(&files.vm_dir()).await {
-            Ok(Some(vm)) => launch::end_vm(&vm).await,
-            Ok(None) => {}
-            Err(error) => tracing::warn!(dir = %files.dir().display(), %error, "a VM cannot be looked for"),
+    pub(crate) async fn end_unwatched(&self, files: &MicrovmFiles) -> Result<(), HostError> {
+        let dir = files.dir().clone();
+        let strays = blocking(move || Ok(vmm::find_stray(&dir))).await.unwrap_or_default();
+        for (pid, dir) in strays {
+            tracing::info!(pid, "ending a VMM process that nobody watches");
+            Vm::kill_stray(pid, &dir).await.map_err(|error| HostError::Unchanged {
+                reason: reason_of("The virtual machine could not be ended", &error),
+            })?;
         }
         if let Some(record) = files.read_machine_record().await {
+            forget_machine(files).await;
             self.pool.give_back(&record.namespace).await;
         }
+        Ok(())
     }
 }
 
@@ -261,12 +271,17 @@ async fn open_suspended(files: &SuspendedFiles) -> Result<Layer, manifest::Damag
     checked.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
-/// Renames a directory and makes the rename last.
+/// Renames a directory and makes the rename last; one that does not last is taken back.
 async fn rename_synced(from: &Path, to: &Path, parent: &Path) -> io::Result<()> {
     let (from, to, parent) = (from.to_owned(), to.to_owned(), parent.to_owned());
     blocking(move || {
-        std::fs::rename(from, to)?;
-        std::fs::File::open(parent)?.sync_all()
+        let parent = std::fs::File::open(parent)?;
+        std::fs::rename(&from, &to)?;
+        if let Err(error) = parent.sync_all() {
+            std::fs::rename(&to, &from)?;
+            return Err(error);
+        }
+        Ok(())
     })
     .await
 }

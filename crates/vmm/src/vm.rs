@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use crate::memory::{GuestMemory, MemoryError};
 use crate::process::{self, CONSOLE_SOCKET, ExitReport, Process, QMP_SOCKET};
 use crate::procfs;
-use crate::qmp::{COMMAND_TIMEOUT, Qmp, QmpError};
+use crate::qmp::{Qmp, QmpError};
 use crate::record::{RecordError, VmRecord};
 use crate::sys;
 
@@ -72,7 +72,7 @@ impl Vm {
             let stream = connect(dir, QMP_SOCKET)
                 .await
                 .map_err(|source| AttachError::Connect { path: dir.join(QMP_SOCKET), source })?;
-            let qmp = Qmp::connect(stream, COMMAND_TIMEOUT).await;
+            let qmp = Qmp::connect(stream, QUIESCE_TIMEOUT).await;
             qmp.map_err(|source| AttachError::Control { pid, source })
         };
         match connected.await {
@@ -101,7 +101,8 @@ impl Vm {
 
     /// Lets the guest's processors run.
     pub async fn resume(&self) -> Result<(), ControlError> {
-        let done = self.0.qmp.execute("cont", None).await;
+        // It may stand behind a stop or a save that was given up.
+        let done = self.0.qmp.execute_within("cont", None, QUIESCE_TIMEOUT).await;
         done.map(drop).map_err(|e| self.control_error(e))
     }
 

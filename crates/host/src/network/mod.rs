@@ -56,6 +56,9 @@ pub enum NetworkError {
     },
 }
 
+/// How long a tool may take; they take milliseconds.
+const TOOL_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// Runs a tool with a script on its standard input.
 async fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<String, NetworkError> {
     use tokio::io::AsyncWriteExt;
@@ -73,7 +76,10 @@ async fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<S
     // A tool that stops reading early reports why by its exit status.
     let _ = stdin.write_all(input.as_bytes()).await;
     drop(stdin);
-    let output = child.wait_with_output().await.map_err(spawn_error)?;
+    let output = tokio::time::timeout(TOOL_TIME_MAX, child.wait_with_output())
+        .await
+        .unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut)))
+        .map_err(spawn_error)?;
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {

@@ -128,8 +128,11 @@ impl Pool {
         }
     }
 
-    /// Removes the host's packet rules; only when no guest is left to be held by them.
+    /// Removes the host's packet rules, unless a guest may be left that is held by them.
     pub async fn remove_rules(&self) {
+        if !Namespace::list(&self.prefix()).is_empty() {
+            return;
+        }
         if let Err(error) = rules::remove(&self.owner).await {
             tracing::warn!(%error, "the packet rules stay");
         }
