@@ -8,6 +8,8 @@ pub fn print(arguments: &DataArguments) -> anyhow::Result<()> {
     let running = Running::find(&config.data_dir)?;
     let key = access::existing_local_key(&config.data_dir)?;
     let ca = running.ca.display().to_string();
+    // A session token of another account's key would be sent along with ours.
+    println!("unset AWS_SESSION_TOKEN AWS_SECURITY_TOKEN AWS_PROFILE");
     for (name, value) in [
         ("AWS_ENDPOINT_URL", running.api_url.as_str()),
         ("AWS_ACCESS_KEY_ID", &key.access_key_id),

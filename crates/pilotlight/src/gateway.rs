@@ -1,21 +1,27 @@
 //! One address for all AWS clients: a request's SigV4 credential scope says which service it is for.
 
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
 use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
 };
 use s3s::service::S3Service;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 /// A client that sends its request's head slower than this is cut off.
 const HEADER_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// API connections served at once; more wait to be accepted. File descriptors are shared with everything else.
+const CONNECTIONS_MAX: usize = 512;
 
 /// How long requests in progress may take once the server is to stop.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
@@ -33,13 +39,18 @@ impl Gateway {
     /// Serves until told to stop, then lets requests in progress finish.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
         let graceful = GracefulShutdown::new();
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
+            let place = tokio::select! {
+                place = Arc::clone(&places).acquire_owned() => place.expect("the semaphore is never closed"),
+                () = stop.cancelled() => break,
+            };
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = stop.cancelled() => break,
             };
             match accepted {
-                Ok((stream, peer)) => self.clone().connection(stream, peer, &graceful),
+                Ok((stream, peer)) => self.clone().connection(stream, peer, &graceful, place),
                 Err(error) => {
                     // Out of file descriptors, most likely: give others time to close theirs.
                     tracing::warn!(%error, "cannot accept an API connection");
@@ -53,23 +64,31 @@ impl Gateway {
         }
     }
 
-    fn connection(self, stream: TcpStream, peer: SocketAddr, graceful: &GracefulShutdown) {
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIME_MAX);
+    fn connection(self, stream: TcpStream, peer: SocketAddr, graceful: &GracefulShutdown, place: OwnedSemaphorePermit) {
+        // HTTP/1.1 alone, as the services' clients speak it: a connection that says nothing then has a deadline.
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME_MAX);
         // Requests and answers are small and wait for each other.
         let _ = stream.set_nodelay(true);
         let service = hyper::service::service_fn(move |request| self.clone().answer(request));
-        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
+        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
+            let _place = place;
             if let Err(error) = connection.await {
-                tracing::debug!(%peer, error, "an API connection ended early");
+                tracing::debug!(%peer, %error, "an API connection ended early");
             }
         });
     }
 
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let (parts, body) = request.into_parts();
-        if control::auth::service_of(&parts) != Some("s3") {
+        // A form upload would be read before its signature is known; clients with a signature in the header do not use
+        // forms.
+        let form = parts
+            .headers
+            .get(http::header::CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"multipart/form-data"));
+        if form || control::auth::service_of(&parts) != Some("s3") {
             return self.lambda.oneshot(Request::from_parts(parts, Body::new(body))).await;
         }
         match self.s3.call(Request::from_parts(parts, s3s::Body::from(body))).await {
