@@ -115,6 +115,16 @@ pub fn reserved_environment(names: &[&str]) -> ServiceError {
     ))
 }
 
+/// A variable that no process can have. Not recorded: the model allows it.
+#[must_use]
+pub fn impossible_environment(name: &str) -> ServiceError {
+    validation(format!(
+        "The variable '{}' in environmentVariables cannot be set: a name must not contain '=' or a NUL character, and a \
+         value no NUL character",
+        name.escape_default()
+    ))
+}
+
 /// An architecture this machine's processors do not have. Not recorded: the service has both.
 #[must_use]
 pub fn unsupported_architecture(asked: impl Display, host: impl Display) -> ServiceError {

@@ -273,5 +273,6 @@ impl Layout {
 pub type SharedHost = Arc<dyn Host>;
 
 /// How long a caller of [`Host`] should expect the slowest verb but `build` to take before it is stuck: the longest
-/// hook, and a minute for the rest.
-pub const VERB_TIME_MAX: Duration = Duration::from_secs(120);
+/// hook (60 s), a guest that is slow to answer (45 s) and then to do what it is told (30 s), and 45 s for the files. A
+/// verb dropped sooner would cost a microVM that is merely slow.
+pub const VERB_TIME_MAX: Duration = Duration::from_secs(180);

@@ -121,13 +121,14 @@ impl fmt::Display for ImageVersion {
 impl FromStr for ImageVersion {
     type Err = ParseIdError;
 
-    // Accepts "3" as well as "3.0": the real service's documents show both.
+    // Accepts "3" as well as "3.0": the real service's documents show both. No sign and no leading zero: one version
+    // has no further spellings.
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
-        text.strip_suffix(".0")
-            .unwrap_or(text)
+        let major = text.strip_suffix(".0").unwrap_or(text);
+        major
             .parse()
             .ok()
-            .filter(|major| *major >= 1)
+            .filter(|number: &u32| *number >= 1 && number.to_string() == major)
             .map(Self)
             .ok_or_else(|| ParseIdError { kind: "image version", text: text.chars().take(300).collect() })
     }

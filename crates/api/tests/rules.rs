@@ -7,6 +7,7 @@ use api::{
     catalogue,
     connector::ManagedConnector,
     error::ServiceError,
+    ids::ImageVersion,
     images::{Architecture, CreateMicrovmImageRequest, ImagePlan, S3Location},
     input::{FromInput, Input},
     microvms::{CreateMicrovmAuthTokenRequest, RunMicrovmRequest, RunPlan, TokenPlan},
@@ -173,6 +174,30 @@ fn hooks_need_a_port_and_a_ready_hook() {
 fn the_platforms_own_variables_cannot_be_set() {
     let message = image(json!({ "environmentVariables": { "AWS_REGION": "x", "OK": "y" } })).unwrap_err().to_string();
     assert!(message.ends_with("Reserved keys used in this request: AWS_REGION"));
+}
+
+#[test]
+fn what_no_process_can_have_in_its_environment_is_refused() {
+    for (name, text, shown) in [("A=B", "x", "A=B"), ("A\0", "x", "A\\u{0}"), ("A", "x\0y", "A")] {
+        refused(
+            image(json!({ "environmentVariables": { name: text } })),
+            &format!(
+                "The variable '{shown}' in environmentVariables cannot be set: a name must not contain '=' or a NUL \
+                 character, and a value no NUL character"
+            ),
+        );
+    }
+    assert!(image(json!({ "environmentVariables": { "A": "x=y" } })).is_ok());
+}
+
+#[test]
+fn a_version_has_two_spellings_and_no_more() {
+    for text in ["3", "3.0"] {
+        assert_eq!(text.parse(), Ok(ImageVersion::from_major(3)));
+    }
+    for text in ["", ".0", "0", "0.0", "+3", "-3", "03", "03.0", "3.1", "3.0.0", "3.", " 3", "4294967296"] {
+        assert!(text.parse::<ImageVersion>().is_err(), "{text}");
+    }
 }
 
 #[test]

@@ -36,7 +36,9 @@ impl Default for ControlConfig {
             images_max: 100,
             microvms_max: 1000,
             waiters_per_microvm_max: 512,
-            wake_time_max: Duration::from_secs(60),
+            // A suspend in progress and then a resume, each with a hook that takes its full minute, and their own work;
+            // the edge waits as long.
+            wake_time_max: Duration::from_secs(150),
             terminated_kept: Duration::from_secs(3600),
         }
     }

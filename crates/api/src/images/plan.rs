@@ -142,6 +142,12 @@ impl CreateMicrovmImageRequest {
         if !reserved.is_empty() {
             return Err(catalogue::reserved_environment(&reserved));
         }
+        // What no process can have in its environment; the app would find something else, or not start.
+        if let Some((name, _)) =
+            variables().find(|(name, text)| name.contains(['=', '\0']) || text.expose().contains('\0'))
+        {
+            return Err(catalogue::impossible_environment(name));
+        }
         Ok(variables().map(|(name, text)| (name.clone(), text.clone())).collect())
     }
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use http::{HeaderMap, header, request::Parts};
 use percent_encoding::percent_decode_str;
-use time::{OffsetDateTime, PrimitiveDateTime, format_description::well_known::Rfc2822, macros::format_description};
+use time::{
+    OffsetDateTime, PrimitiveDateTime, UtcOffset, format_description::well_known::Rfc2822, macros::format_description,
+};
 
 use super::{
     error::AuthError,
@@ -44,7 +46,7 @@ pub struct Authorization {
 
 /// A point in time as signatures write it, `YYYYMMDDTHHMMSSZ`.
 pub fn timestamp_text(time: OffsetDateTime) -> String {
-    time.to_offset(time::UtcOffset::UTC)
+    time.to_offset(UtcOffset::UTC)
         .format(format_description!("[year][month][day]T[hour][minute][second]Z"))
         .expect("every part is in a date with a time")
 }
@@ -116,7 +118,8 @@ fn date(headers: &HeaderMap) -> Result<(&'static str, OffsetDateTime), AuthError
         incomplete("Authorization header requires existence of either a 'X-Amz-Date' or a 'Date' header.")
     })?;
     let time = timestamp(text)
-        .or_else(|| OffsetDateTime::parse(text, &Rfc2822).ok())
+        // In UTC at once: the last hours of the calendar have no UTC, and are no date.
+        .or_else(|| OffsetDateTime::parse(text, &Rfc2822).ok()?.checked_to_offset(UtcOffset::UTC))
         .ok_or_else(|| incomplete(format!("Date must be in ISO-8601 'basic format'. Got '{text}'.")))?;
     Ok((header::DATE.as_str(), time))
 }

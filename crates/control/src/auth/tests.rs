@@ -178,6 +178,18 @@ fn refusals_name_what_is_wrong() {
     assert_eq!(service_of(&parts), None);
 }
 
+#[test]
+fn a_date_beyond_the_calendar_is_refused() {
+    let requests = recorded();
+    let mut parts = requests.iter().find(|it| it.name == "list_microvms").unwrap().parts();
+    let value = parts.headers["authorization"].to_str().unwrap().replace("x-amz-date", "date");
+    parts.headers.insert("authorization", value.parse().unwrap());
+    parts.headers.remove("x-amz-date");
+    // In UTC this would be in the year 10000.
+    parts.headers.insert("date", "Fri, 31 Dec 9999 23:59:59 -0100".parse().unwrap());
+    assert_eq!(verified(&parts, b"", SIGNED_AT).unwrap_err().kind(), "IncompleteSignatureException");
+}
+
 proptest::proptest! {
     #[test]
     fn no_header_and_no_query_makes_the_reader_panic(

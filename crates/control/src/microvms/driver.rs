@@ -29,6 +29,10 @@ use crate::{
     store::{StoreError, microvms as rows},
 };
 
+/// How long a verb that saves or checks all of a guest's memory may take. On a slow disk that is slow, not lost; and
+/// what does not end in time is ended.
+const MEMORY_VERB_TIME_MAX: Duration = Duration::from_secs(900);
+
 /// `stateReason` of a microVM that ended as agreed.
 pub(crate) const REASON_SUCCESS: &str = "Success.";
 
@@ -213,6 +217,8 @@ impl Driver {
             (Verb::Terminate, State::Pending | State::Running | State::Suspending | State::Suspended) => {
                 self.change(Event::EndStarted, |_| {}).await;
             }
+            // A VM left of an earlier try is about to be removed: that it ends is no news of this microVM.
+            (Verb::Run, _) => self.vm_id = None,
             (_, _) => {}
         }
         debug!(?verb, "begin");
@@ -389,7 +395,11 @@ async fn perform(host: SharedHost, verb: Verb, remains: bool, spec: MicrovmSpec)
             Verb::Terminate => host.terminate(&spec).await.map(|()| None),
         }
     };
-    timeout(VERB_TIME_MAX, perform).await.unwrap_or_else(|_| {
+    let limit = match verb {
+        Verb::Suspend | Verb::Resume => MEMORY_VERB_TIME_MAX,
+        Verb::Run | Verb::Terminate => VERB_TIME_MAX,
+    };
+    timeout(limit, perform).await.unwrap_or_else(|_| {
         Err(HostError::Lost { reason: "INTERNAL_PLATFORM_ERROR: the host did not answer in time".to_owned() })
     })
 }

@@ -25,9 +25,11 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Adds a microVM. The endpoint of one without ingress leads nowhere.
+    /// Adds a microVM. The endpoint of one that no connector lets HTTP into leads nowhere.
     pub(crate) fn insert(&self, handle: Arc<Handle>, region: &str) {
-        let closed = handle.contract.ingress.contains(&ManagedConnector::NoIngress.arn(region));
+        let has = |connector: ManagedConnector| handle.contract.ingress.contains(&connector.arn(region));
+        let open = has(ManagedConnector::HttpIngress) || has(ManagedConnector::AllIngress);
+        let closed = !open || has(ManagedConnector::NoIngress);
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         if !closed {
             maps.by_endpoint.insert(handle.endpoint, handle.microvm_id);

@@ -192,15 +192,26 @@ async fn tokens_wake_nothing_and_the_dead_get_none() {
 }
 
 #[tokio::test]
-async fn no_ingress_leads_nowhere() {
+async fn an_endpoint_leads_somewhere_only_if_a_connector_lets_http_in() {
+    use ManagedConnector::{AllIngress, HttpIngress, NoIngress, ShellIngress};
     let fixture = fixture().await;
-    let request = RunMicrovmRequest {
-        ingress_network_connectors: Some(vec![ManagedConnector::NoIngress.arn("us-east-1")]),
-        ..run_request(fixture.arn("a"))
-    };
-    let made = fixture.run(request).await.unwrap();
-    let endpoint = made.endpoint.split('.').next().unwrap().parse().unwrap();
-    assert_eq!(fixture.control().microvm_at(&endpoint).await, None);
+    for (ingress, open) in [
+        (vec![], true),
+        (vec![HttpIngress], true),
+        (vec![AllIngress], true),
+        (vec![ShellIngress, HttpIngress], true),
+        (vec![ShellIngress], false),
+        (vec![NoIngress], false),
+        (vec![NoIngress, HttpIngress], false),
+    ] {
+        let request = RunMicrovmRequest {
+            ingress_network_connectors: Some(ingress.iter().map(|it| it.arn("us-east-1")).collect()),
+            ..run_request(fixture.arn("a"))
+        };
+        let made = fixture.run(request).await.unwrap();
+        let endpoint = made.endpoint.split('.').next().unwrap().parse().unwrap();
+        assert_eq!(fixture.control().microvm_at(&endpoint).await, open.then_some(made.microvm_id), "{ingress:?}");
+    }
 }
 
 #[tokio::test]

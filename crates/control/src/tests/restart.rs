@@ -104,6 +104,24 @@ async fn what_was_accepted_in_the_middle_of_a_launch_is_kept() {
 }
 
 #[tokio::test]
+async fn the_end_of_a_vm_that_is_being_replaced_is_no_news() {
+    let mut fixture = fixture().await;
+    let id = crashed_in(&mut fixture, State::Pending).await;
+    let left = VmId::random();
+    fixture.host.set(&id, Found::Running(left));
+    fixture.host.hold(Call::Run);
+    fixture.start().await;
+    until("the launch has begun again", async || fixture.host.count(Call::Run) == 2).await;
+    let handle = fixture.control().shared.registry.get(&id).unwrap();
+    handle.ended(left, "it was in the way".into()).await;
+    // The driver takes its mail in order: once it has answered, it has seen the report.
+    fixture.resume(&id).await.unwrap();
+    assert_eq!(fixture.state(&id).await, State::Pending);
+    fixture.host.release(Call::Run);
+    fixture.until_state(&id, State::Running).await;
+}
+
+#[tokio::test]
 async fn time_limits_go_on_while_nobody_looks() {
     let mut fixture = fixture().await;
     let id = fixture.suspended(policy(60, 1, true)).await;
