@@ -145,7 +145,7 @@ pub(crate) fn unpack(
         return Err(ArchiveError::TooLarge { max: limits.bytes });
     }
 
-    let mut tree = Tree::make(into)?;
+    let mut tree = Tree::make(into, limits.entries)?;
     let mut room = limits.bytes;
     let mut links = Vec::new();
     let mut buffer = vec![0; 256 * 1024];
@@ -249,15 +249,17 @@ struct Tree {
     path: PathBuf,
     /// Directories known to be there, so that each is made once.
     directories: HashSet<PathBuf>,
+    /// Most of them: a member's name may bring many.
+    directories_max: u64,
 }
 
 impl Tree {
-    fn make(path: &Path) -> Result<Self, ArchiveError> {
+    fn make(path: &Path, directories_max: u64) -> Result<Self, ArchiveError> {
         let failed = |source: Errno| ArchiveError::Write { path: path.to_owned(), source: source.into() };
         rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)).map_err(failed)?;
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(failed)?;
-        Ok(Self { root, path: path.to_owned(), directories: HashSet::new() })
+        Ok(Self { root, path: path.to_owned(), directories: HashSet::new(), directories_max })
     }
 
     /// Opens the directory that is to hold a path, making what is missing.
@@ -275,6 +277,9 @@ impl Tree {
             .take_while(|above| !above.as_os_str().is_empty() && !self.directories.contains(*above))
             .collect();
         while let Some(directory) = missing.pop() {
+            if self.directories.len() as u64 >= self.directories_max {
+                return Err(Errno::DQUOT);
+            }
             let above = self.open(directory.parent().unwrap_or(Path::new("")), OFlags::DIRECTORY, Mode::empty())?;
             let name = directory.file_name().ok_or(Errno::INVAL)?;
             rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(0o755))?;
@@ -319,6 +324,7 @@ impl Tree {
             Errno::EXIST | Errno::NOTDIR | Errno::ISDIR | Errno::LOOP => {
                 ArchiveError::Member { name: shown.to_owned(), source: MemberError::Twice }
             }
+            Errno::DQUOT => ArchiveError::TooMany { entries: self.directories_max + 1, max: self.directories_max },
             source => ArchiveError::Write { path: self.path.join(member.path()), source: source.into() },
         }
     }

@@ -96,7 +96,7 @@ fn nothing_is_written_through_a_link() {
     assert_eq!(through, MemberError::Twice);
     // And a link that someone else put into the tree is refused by the kernel.
     let dir = tempfile::tempdir().expect("a directory");
-    let mut tree = Tree::make(&dir.path().join("tree")).expect("a tree");
+    let mut tree = Tree::make(&dir.path().join("tree"), LIMITS.entries).expect("a tree");
     symlink("/", dir.path().join("tree/out")).expect("a link");
     let member = Member::parse("out/tmp/x").expect("a name");
     tree.directories.extend(["out".into(), "out/tmp".into()]);
@@ -139,6 +139,13 @@ fn bombs() {
     let names: Vec<String> = (0..101).map(|n| format!("f{n}")).collect();
     let many: Vec<Put<'_>> = names.iter().map(|name| (name.as_str(), 0o100_644, &b""[..])).collect();
     assert!(matches!(unpacked(&zip(&many)).1, Err(ArchiveError::TooMany { entries: 101, max: 100 })));
+}
+
+#[test]
+fn directories_count_too() {
+    let deep: Vec<String> = (0..3).map(|n| format!("{n}/").repeat(40) + "f").collect();
+    let members: Vec<Put<'_>> = deep.iter().map(|name| (name.as_str(), 0o100_644, &b""[..])).collect();
+    assert!(matches!(unpacked(&zip(&members)).1, Err(ArchiveError::TooMany { entries: 101, max: 100 })));
 }
 
 #[test]

@@ -201,8 +201,8 @@ impl Inner {
             .buildah(bounds.job, "build")
             // The image gets no name: what has none is removed afterwards.
             .args(["--isolation", "chroot", "--layers", "--force-rm", "--pull=missing", "--format", "docker"])
-            // In a chroot a device node is the device itself.
-            .args(["--cap-drop", "CAP_MKNOD"])
+            // In a chroot a device node is the device itself, and a process that may chroot again leaves it.
+            .args(["--cap-drop", "CAP_MKNOD", "--cap-drop", "CAP_SYS_CHROOT"])
             .arg("--signature-policy")
             .arg(self.store.policy())
             .arg("--iidfile")
