@@ -1,7 +1,7 @@
 //! From a zip to an image version: the app already running, frozen in a snapshot.
 //!
 //! ```text
-//! fetch zip ─► Dockerfile built, root disk ─► boot, agent ─► start the app ─► ready ─► pause, save ─► /validate ─► in place
+//! fetch zip ─► Dockerfile built, root disk ─► boot, agent ─► start the app ─► ready ─► pause, save ─► in place ─► /validate
 //! └──────────────────────── everything in builds/<build id>/, removed unless renamed ───────────────────────────┘
 //! ```
 
@@ -149,6 +149,10 @@ impl LocalHost {
             // The exit is the better reason when both are there.
             biased;
             Some(code) = guest.agent.app_exited() => return Err(exited_early(code)),
+            report = guest.vm.exited() => {
+                let ended = launch::LaunchError::Ended { report };
+                return Err(self.internal_or_disk_full("the guest ended before the application was ready", &ended));
+            }
             result = ready => result?,
         }
         self.log(spec, "the application is ready; taking the snapshot\n");

@@ -72,7 +72,11 @@ impl LocalHost {
     /// Lets go of everything but the running microVMs, which stay, with their packet rules, for the
     /// next daemon.
     pub async fn stop(&self) {
-        self.filler.lock().expect("no holder of this lock panics").take();
+        let filler = self.filler.lock().expect("no holder of this lock panics").take();
+        if let Some(filler) = filler {
+            filler.abort();
+            let _ = filler.await;
+        }
         self.pool.drain().await;
         self.pool.remove_rules().await;
     }

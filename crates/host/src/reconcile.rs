@@ -132,7 +132,11 @@ impl LocalHost {
             remove_all_but(&layout.data.join("microvms"), |name| microvms.contains(name))?;
             remove_all_but(&layout.data.join("builds"), |_| false)?;
             for image in std::fs::read_dir(layout.data.join("images"))? {
-                let image = image?.path();
+                let image = image?;
+                if !image.file_type()?.is_dir() {
+                    continue;
+                }
+                let image = image.path();
                 remove_all_but(&image, |version| images.contains(&image.join(version)))?;
                 // Stays if a version is in it.
                 let _ = std::fs::remove_dir(&image);

@@ -45,7 +45,7 @@ pub(crate) fn arguments(spec: &VmSpec, begin: Begin, listeners: Listeners) -> Ve
     // mem-merge and dump-guest-core off: guests share nothing by content, and no core dump holds their memory.
     args.option(
         "-machine",
-        "q35,usb=off,sata=off,smbus=off,vmport=off,smm=off,mem-merge=off,dump-guest-core=off,\
+        "pc-q35-6.2,usb=off,sata=off,smbus=off,vmport=off,smm=off,mem-merge=off,dump-guest-core=off,\
          suppress-vmdesc=on,memory-backend=ram",
     );
     args.option("-accel", accel);
