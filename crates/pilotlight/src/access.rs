@@ -1,9 +1,9 @@
 //! The secrets of a data directory: made at first start, readable by its owner alone.
 
 use std::{
-    fs::OpenOptions,
+    fs::{DirBuilder, OpenOptions},
     io::Write,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -73,7 +73,7 @@ fn load_or_make<T: Serialize + DeserializeOwned>(path: &Path, make: impl FnOnce(
     let made = make();
     let failed = || format!("cannot make {}", path.display());
     let dir = path.parent().expect("a secret is in a directory");
-    std::fs::create_dir_all(dir).with_context(failed)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(failed)?;
     let temporary = path.with_extension("new");
     let _ = std::fs::remove_file(&temporary);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).with_context(failed)?;

@@ -78,6 +78,10 @@ fn request<T>(input: T) -> S3Request<T> {
 #[async_trait::async_trait]
 impl ArtifactSource for Artifacts {
     async fn fetch(&self, bucket: &str, key: &str, to: &Path, bytes_max: u64) -> Result<u64, ArtifactError> {
+        if key.split('/').any(|part| matches!(part, "." | "..")) {
+            // Objects are files here, so a key like that cannot have been stored.
+            return Err(ArtifactError::NoSuchKey { bucket: bucket.to_owned(), key: key.to_owned() });
+        }
         let other = |error: s3s::S3Error| ArtifactError::Other(io::Error::other(error.to_string()));
         let head = HeadBucketInput::builder().bucket(bucket.to_owned()).build();
         let head = head.map_err(|error| ArtifactError::Other(io::Error::other(error.to_string())))?;
