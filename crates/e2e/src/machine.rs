@@ -98,25 +98,17 @@ pub fn owner(data_dir: &Path) -> String {
 /// Network namespaces of a data directory.
 #[must_use]
 pub fn namespaces_of(data_dir: &Path) -> BTreeSet<String> {
-    let prefix = format!("pl-{}-", owner(data_dir));
-    let Ok(entries) = fs::read_dir("/run/netns") else { return BTreeSet::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| name.starts_with(&prefix))
-        .collect()
+    names_beginning("/run/netns", &format!("pl-{}-", owner(data_dir)))
 }
 
 /// Host ends of the network links of a data directory.
 #[must_use]
 pub fn links_of(data_dir: &Path) -> BTreeSet<String> {
-    let prefix = format!("plv{}", owner(data_dir));
-    let Ok(entries) = fs::read_dir("/sys/class/net") else { return BTreeSet::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| name.starts_with(&prefix))
-        .collect()
+    names_beginning("/sys/class/net", &format!("plv{}", owner(data_dir)))
+}
+
+fn names_beginning(directory: &str, prefix: &str) -> BTreeSet<String> {
+    names_in(Path::new(directory)).into_iter().filter(|name| name.starts_with(prefix)).collect()
 }
 
 /// Mount points below a directory, the deepest first.
