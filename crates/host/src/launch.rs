@@ -21,7 +21,7 @@ use crate::{
     verbs::forget_machine,
 };
 
-/// How long a restored guest may take to answer. Below [`api::host::VERB_TIME_MAX`] by the time of a hook.
+/// How long a restored guest may take to answer. [`api::host::VERB_TIME_MAX`] leaves room for it, and for a hook.
 const GREET_TIME_MAX: Duration = Duration::from_secs(45);
 
 /// Pause between two attempts.

@@ -2,7 +2,7 @@
 //!
 //! A snapshot is a directory: the VM's device state, its scratch disk, one [layer](write_layer) with the memory
 //! pages that differ from its version's base, and a [`Manifest`] that names them with their sizes and checksums.
-//! The manifest is written last; its rename is the moment the snapshot exists. Everything is written under a
+//! The manifest is written last; whoever renames the directory decides when the snapshot counts. Everything is written under a
 //! temporary name, synced and renamed, so a file under its own name is whole, and every file is verified before
 //! a byte of it is used.
 #![forbid(unsafe_code)]

@@ -16,13 +16,13 @@ const MAX_BYTES: u64 = 1 << 20;
 /// The most files a snapshot has.
 const MAX_FILES: usize = 1024;
 
-/// What a snapshot consists of. Written last, with [`write_whole`]: its rename is the moment a suspend is done.
+/// What a snapshot consists of. Written last, with [`write_whole`]: a directory without one is not a snapshot.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     magic: String,
     version: u32,
-    /// What it is a snapshot of, e.g. `base` or `microvm`.
+    /// What it is a snapshot of, e.g. `version` or `suspended`.
     pub kind: String,
     /// Its files.
     pub files: Vec<FileEntry>,
