@@ -69,25 +69,35 @@ fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
 
 impl Bare {
     /// Learns the command line from a running VM and prepares the network.
-    pub fn like(vmm: &Process, microvm_dir: &Path, version_dir: &Path, work_dir: &Path) -> anyhow::Result<Self> {
+    pub fn like(vmm: &Process, version_dir: &Path, work_dir: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(work_dir)?;
-        let scratch = microvm_dir.join("scratch.img").to_string_lossy().into_owned();
         let own = |name: &str| work_dir.join(name).to_string_lossy().into_owned();
         let mut arguments = Vec::new();
         for argument in &vmm.arguments {
-            // The VMM inherited its listening sockets; by hand they have names.
+            // The VMM inherited its sockets, disks and tap; by hand they have names.
             let argument = if let Some(socket) = argument.strip_prefix("socket,id=") {
                 let (head, tail) = argument.split_once("fd=").context("a socket without fd=")?;
                 let rest = tail.split_once(',').map_or("", |(_, rest)| rest);
                 let id = socket.split(',').next().unwrap_or_default();
                 format!("{head}path={},{rest}", own(&format!("{id}.sock")))
+            } else if argument.starts_with("fd=") {
+                // With the flag before it.
+                arguments.pop();
+                continue;
+            } else if argument.starts_with("tap,") {
+                "tap,id=net0,ifname=tap0,script=no,downscript=no,vhost=off".to_owned()
             } else {
-                argument.replace(&scratch, &own("scratch.img"))
+                let root = version_dir.join("root.erofs").to_string_lossy().into_owned();
+                let memory = version_dir.join("memory.img").to_string_lossy().into_owned();
+                argument
+                    .replace("/dev/fdset/0", &root)
+                    .replace("/dev/fdset/1", &own("scratch.img"))
+                    .replace("mem-path=/memory", &format!("mem-path={memory}"))
             };
             arguments.push(argument);
         }
         let named = |path: &str| arguments.iter().any(|argument| argument.contains(path));
-        ensure!(named(&own("scratch.img")), "the VM's command line names no {scratch}: {:?}", vmm.arguments);
+        ensure!(named(&own("scratch.img")), "the VM's command line has no writable disk: {:?}", vmm.arguments);
         ensure!(named(&version_dir.join("memory.img").to_string_lossy()), "the VM does not map the version's memory");
         let namespace = format!("plbare-{}", std::process::id());
         let bare = Self {

@@ -18,7 +18,7 @@ pub struct Process {
     pub arguments: Vec<String>,
 }
 
-/// Every process that works in this directory, or names it in its arguments.
+/// Every process that works in this directory, or names it in its arguments or environment.
 #[must_use]
 pub fn processes_of(directory: &Path) -> Vec<Process> {
     let me = std::process::id();
@@ -29,9 +29,12 @@ pub fn processes_of(directory: &Path) -> Vec<Process> {
         .filter(|pid| *pid != me)
         .filter_map(|pid| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
             let lives_there = fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(directory));
             let name = directory.as_os_str().as_bytes();
-            let names_it = contains(&line, name, b'/') || contains(&line, name, 0);
+            // A jailed VMM is told nothing of the host but, in its environment, whose it is.
+            let names_it =
+                [&line, &environment].iter().any(|text| contains(text, name, b'/') || contains(text, name, 0));
             let arguments = line
                 .split(|byte| *byte == 0)
                 .filter(|argument| !argument.is_empty())

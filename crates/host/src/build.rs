@@ -160,7 +160,7 @@ impl LocalHost {
         guest.vm.pause().await.map_err(|error| internal("the microVM cannot be stopped", &error))?;
         guest
             .vm
-            .save_device_state(&version.device_state())
+            .snapshot_full(&version.device_state())
             .await
             .map_err(|error| self.internal_or_disk_full("the snapshot cannot be written", &error))?;
         guest.end().await;
@@ -322,7 +322,7 @@ impl BuildGuest {
             .map_err(|error| internal("the VM's directory cannot be made", &error))?;
         let namespace = host.pool.take().await.map_err(|error| internal("no network for the VM", &error))?;
         let mut vm_spec = launch::vm_spec(
-            &host.config,
+            host,
             format!("build-{}", spec.build_id),
             spec.size,
             version,

@@ -8,12 +8,13 @@ use std::{
 
 use api::{host::MicrovmSpec, ids::VmId};
 use snapshot::Layer;
-use vmm::{Accel, Disk, MemoryBacking, Network, Vm, VmSpec};
+use vmm::{Accel, Arch, ChangedPages, Disk, Driver, Jail, Limits, MemoryBacking, Network, Vm, VmSpec};
 
 use crate::{
     agent::{Agent, AgentError},
     config::{HostConfig, kernel_command_line},
     files::{MachineRecord, MicrovmFiles, VersionFiles},
+    local::LocalHost,
     log::BoundedLog,
     machine::{Machine, keep_console},
     manifest::{self, DamagedError},
@@ -23,6 +24,9 @@ use crate::{
 
 /// How long a restored guest may take to answer. [`api::host::VERB_TIME_MAX`] leaves room for it, and for a hook.
 const GREET_TIME_MAX: Duration = Duration::from_secs(45);
+
+/// Share of the processors, a virtual one; with four, the usual number, a VM weighs as much as any other program.
+const CPU_WEIGHT_PER_VCPU: u32 = 25;
 
 /// Pause between two attempts.
 const GREET_PAUSE: Duration = Duration::from_millis(100);
@@ -81,7 +85,7 @@ pub struct Restored {
 
 /// What a VM of this kind is started with.
 pub fn vm_spec(
-    config: &HostConfig,
+    host: &LocalHost,
     name: String,
     size: api::size::Size,
     version: &VersionFiles,
@@ -89,8 +93,14 @@ pub fn vm_spec(
     memory: MemoryBacking,
     namespace: &Namespace,
 ) -> VmSpec {
+    let config = &host.config;
+    let (uid, cgroup) = host.pool.identity_of(namespace.name()).expect("a namespace of the pool has a slot");
     VmSpec {
         name,
+        driver: Driver::Qemu,
+        program: host.program.clone(),
+        jail: Jail { uid, cgroup: Some(cgroup), limits: limits(size) },
+        arch: Arch::X86_64,
         accel: config.accel,
         vcpus: size.vcpus(),
         memory_mib: u64::from(size.guest_memory_mib()),
@@ -104,21 +114,25 @@ pub fn vm_spec(
         memory,
         network: Some(Network { namespace: namespace.path(), tap: "tap0".to_owned(), guest_mac: GUEST_MAC }),
         dir: files.vm_dir(),
-        binary: config.qemu.clone(),
     }
+}
+
+/// What a VM of this size may use: processors in proportion when there are not enough, whatever is free otherwise.
+fn limits(size: api::size::Size) -> Limits {
+    Limits { cpu_weight: CPU_WEIGHT_PER_VCPU * size.vcpus(), ..Limits::of(size.vcpus()) }
 }
 
 /// Restores a VM, standing still: from its version's snapshot alone, or with what the microVM changed since.
 pub async fn restore(
-    config: &HostConfig,
-    pool: &Pool,
+    host: &LocalHost,
     spec: &MicrovmSpec,
     version: &VersionFiles,
     files: &MicrovmFiles,
     device_state: &std::path::Path,
     layer: Option<Layer>,
 ) -> Result<Restored, LaunchError> {
-    let (version_files, accel) = (version.clone(), config.accel);
+    let pool = &host.pool;
+    let (version_files, accel) = (version.clone(), host.config.accel);
     tokio::task::spawn_blocking(move || manifest::check_version(&version_files, accel))
         .await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
@@ -136,15 +150,11 @@ pub async fn restore(
         prepare.await.map_err(|source| LaunchError::File { what: "prepare the VM's directory", source })?;
         let memory = MemoryBacking::CopyOnWrite(version.memory());
         let name = spec.microvm_id.to_string();
-        let vm_spec = vm_spec(config, name, spec.size, version, files, memory, &namespace);
-        Vm::restore(&vm_spec, device_state, move |memory| match layer {
-            None => Ok(()),
-            Some(layer) => layer
-                .apply(&mut |offset, page| memory.write(offset, page).map_err(io::Error::other))
-                .map_err(io::Error::other),
-        })
-        .await
-        .map_err(LaunchError::Restore)
+        let vm_spec = vm_spec(host, name, spec.size, version, files, memory, &namespace);
+        let pages = layer.map(|layer| ChangedPages {
+            apply: Box::new(move |write| Ok(layer.apply(&mut |offset, page| write(offset, page))?)),
+        });
+        Vm::restore(&vm_spec, device_state, pages).await.map_err(LaunchError::Restore)
     };
     match restored.await {
         Ok(vm) => Ok(Restored { vm, namespace, vm_id }),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{Arc, Mutex},
 };
 
@@ -35,6 +36,8 @@ pub struct LocalHost {
     pub(crate) config: HostConfig,
     pub(crate) pool: Arc<Pool>,
     pub(crate) builder: Builder,
+    /// What VMs are run with.
+    pub(crate) program: vmm::Program,
     machines: Mutex<HashMap<MicrovmId, Arc<Machine>>>,
     events: mpsc::UnboundedSender<HostEvent>,
     next_event: tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>,
@@ -55,12 +58,19 @@ impl LocalHost {
         let pool = PoolConfig { ready: config.namespaces_ready, nameservers: config.nameservers.clone() };
         let pool = Pool::start(data, pool).await.map_err(StartError::Network)?;
         let builder = Builder::new(builder::BuilderConfig::new(config.builder_storage.clone(), data.join("builder")));
+        let (qemu, programs) = (config.qemu.clone(), data.join("programs"));
+        let copied = tokio::task::spawn_blocking(move || {
+            vmm::Program::qemu(qemu.as_deref().unwrap_or(Path::new("qemu-system-x86_64")), &programs)
+        });
+        let program = copied.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let program = program.map_err(StartError::Program)?;
         // Unbounded, but each running microVM puts in one event at most.
         let (events, next_event) = mpsc::unbounded_channel();
         Ok(Arc::new_cyclic(|itself| Self {
             config,
             pool,
             builder,
+            program,
             machines: Mutex::default(),
             events,
             next_event: tokio::sync::Mutex::new(next_event),
@@ -160,6 +170,9 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// QEMU cannot be made ready for its jail.
+    #[error("cannot prepare QEMU")]
+    Program(#[source] vmm::ProgramError),
     /// The packet rules cannot be installed.
     #[error("cannot set up the network of microVMs")]
     Network(#[source] crate::network::NetworkError),

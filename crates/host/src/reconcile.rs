@@ -43,6 +43,7 @@ impl LocalHost {
             found.push((spec.microvm_id, state));
         }
         self.end_strays(&processes).await;
+        vmm::Hierarchies::find().sweep(&self.pool.cgroups());
         self.pool.sweep(&namespaces).await;
         if let Err(error) = self.builder.sweep().await {
             // Costs disk, not correctness: builds have names of their own.
@@ -112,14 +113,14 @@ impl LocalHost {
 
     /// Ends every VMM of this data directory that is nobody's.
     async fn end_strays(&self, known: &HashSet<u32>) {
-        let data = self.config.layout.data.clone();
-        let strays = blocking(move || Ok(vmm::find_stray(&data))).await.unwrap_or_default();
-        for (pid, dir) in strays {
+        let uids = self.pool.uids();
+        let strays = blocking(move || Ok(vmm::find_strays(uids))).await.unwrap_or_default();
+        for (pid, uid) in strays {
             if known.contains(&pid) {
                 continue;
             }
-            tracing::info!(pid, dir = %dir.display(), "ending a VMM process left behind");
-            if let Err(error) = Vm::kill_stray(pid, &dir).await {
+            tracing::info!(pid, "ending a VMM process left behind");
+            if let Err(error) = Vm::kill_stray(pid, uid).await {
                 tracing::error!(pid, %error, "a VMM process left behind could not be ended");
             }
         }

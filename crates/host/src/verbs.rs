@@ -64,9 +64,8 @@ impl LocalHost {
         .await
         .map_err(|source| lost(LaunchError::File { what: "copy the writable disk", source }))?;
 
-        let restored = launch::restore(&self.config, &self.pool, spec, &version, files, &version.device_state(), None)
-            .await
-            .map_err(lost)?;
+        let restored =
+            launch::restore(self, spec, &version, files, &version.device_state(), None).await.map_err(lost)?;
         let machine = restored.set_going(&self.config, &self.pool, spec, files).await.map_err(lost)?;
         let launched = async {
             if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.run) {
@@ -142,7 +141,7 @@ impl LocalHost {
         let layer = open_suspended(&suspended).await.map_err(|error| unchanged(&error))?;
         let version = self.version_files(&spec.image);
         let state = suspended.device_state();
-        let restored = launch::restore(&self.config, &self.pool, spec, &version, &files, &state, Some(layer))
+        let restored = launch::restore(self, spec, &version, &files, &state, Some(layer))
             .await
             .map_err(|error| unchanged(&error))?;
 
@@ -194,15 +193,16 @@ impl LocalHost {
 impl LocalHost {
     /// Ends a VM that is in nobody's hands: a launch or a resume was dropped half way.
     pub(crate) async fn end_unwatched(&self, files: &MicrovmFiles) -> Result<(), HostError> {
-        let dir = files.dir().clone();
-        let strays = blocking(move || Ok(vmm::find_stray(&dir))).await.unwrap_or_default();
-        for (pid, dir) in strays {
-            tracing::info!(pid, "ending a VMM process that nobody watches");
-            Vm::kill_stray(pid, &dir).await.map_err(|error| HostError::Unchanged {
-                reason: reason_of("The virtual machine could not be ended", &error),
-            })?;
-        }
+        // Written before a VM is started: without it there is none.
         if let Some(record) = files.read_machine_record().await {
+            let uid = self.pool.identity_of(&record.namespace).map(|(uid, _)| uid);
+            let strays = blocking(move || Ok(uid.map_or(vec![], |uid| vmm::find_strays(uid..uid + 1)))).await;
+            for (pid, uid) in strays.unwrap_or_default() {
+                tracing::info!(pid, "ending a VMM process that nobody watches");
+                Vm::kill_stray(pid, uid).await.map_err(|error| HostError::Unchanged {
+                    reason: reason_of("The virtual machine could not be ended", &error),
+                })?;
+            }
             forget_machine(files).await;
             self.pool.give_back(&record.namespace).await;
         }
@@ -217,10 +217,8 @@ enum SuspendError {
     Pause(#[source] vmm::ControlError),
     #[error("there is no room for the snapshot on this host's disk")]
     Room,
-    #[error("the guest's memory could not be read")]
-    Memory(#[source] vmm::MemoryError),
-    #[error("the devices' state could not be saved")]
-    Devices(#[source] vmm::SaveError),
+    #[error("the VM's state could not be saved")]
+    Vm(#[source] vmm::SaveError),
     #[error("the changed memory could not be saved")]
     Layer(#[source] snapshot::WriteError),
     #[error("the snapshot could not be put in place")]
@@ -232,21 +230,15 @@ async fn save(machine: &Machine, files: &MicrovmFiles) -> Result<SuspendReport, 
     let fresh = files.suspending();
     files::remove_dir(fresh.dir().clone()).await.map_err(SuspendError::File)?;
     tokio::fs::create_dir(fresh.dir()).await.map_err(SuspendError::File)?;
-    machine.vm.save_device_state(&fresh.device_state()).await.map_err(SuspendError::Devices)?;
-
-    let memory = machine.vm.memory().map_err(SuspendError::Memory)?;
+    let changes = machine.vm.snapshot_incremental(&fresh.device_state()).await.map_err(SuspendError::Vm)?;
     let memory_bytes = u64::from(machine.spec.size.guest_memory_mib()) * 1024 * 1024;
     let report = blocking(move || {
-        let runs = match memory.dirty() {
-            Ok(runs) => runs,
-            Err(error) => return Ok(Err(SuspendError::Memory(error))),
-        };
-        let dirty_bytes: u64 = runs.iter().map(|run| run.end - run.start).sum();
+        let dirty_bytes = changes.bytes();
         if !capacity::has_room(fresh.dir(), dirty_bytes)? {
             return Ok(Err(SuspendError::Room));
         }
-        let written = snapshot::write_layer(&fresh.layer(), memory_bytes, &runs, &mut |offset, page| {
-            memory.read(offset, page).map_err(io::Error::other)
+        let written = snapshot::write_layer(&fresh.layer(), memory_bytes, changes.runs(), &mut |offset, page| {
+            changes.read(offset, page)
         });
         if let Err(error) = written {
             return Ok(Err(SuspendError::Layer(error)));

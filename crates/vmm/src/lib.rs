@@ -1,14 +1,14 @@
-//! Starts, drives, snapshots and restores one virtual machine, with QEMU.
+//! Starts, drives, snapshots and restores one virtual machine, with QEMU, in a jail.
 //!
 //! ```text
-//!   VmSpec ──► command line ──► process (own session, own network namespace)
-//!                                  │ qmp.sock        control
-//!                                  │ console.sock    serial console
-//!                                  │ vm.json         how a later daemon finds it again
-//!                                  ▼
-//!   boot ─► running ◄─ resume/pause ─► paused ─► save_device_state + memory().dirty() ─► kill
+//!   VmSpec ──► jail (own user, root, namespaces, limits) ──► VMM process
+//!                │ qmp.sock               control
+//!                │ console                serial console
+//!                │ vm.json                how a later daemon finds it again
+//!                ▼
+//!   boot ─► running ◄─ resume/pause ─► paused ─► snapshot_full | snapshot_incremental ─► kill
 //!                                        ▲
-//!   restore(state, write_pages) ─────────┘
+//!   restore(state, changed pages) ───────┘
 //! ```
 //!
 //! A VM's memory is a file. While a version's base is made the file *is* the guest's memory
@@ -17,28 +17,33 @@
 //!
 //! The process outlives its handle: dropping every [`Vm`] leaves the machine running, and [`Vm::attach`] finds
 //! it again. Only [`Vm::kill`], the guest itself, or a failed start ends it.
+//!
+//! What is QEMU's is in the module `qemu`; the rest is any driver's.
 #![deny(unsafe_code)]
 
-mod command;
+mod changes;
+mod jail;
 mod kvm_probe;
 mod memory;
 mod process;
 mod procfs;
-mod qmp;
+mod qemu;
 mod record;
 mod spec;
 mod start;
 mod sys;
-mod version;
+mod usage;
 mod vm;
 
+pub use changes::Changes;
+pub use jail::{Hierarchies, Jail, Limits, Program, ProgramError};
 pub use kvm_probe::{KvmVerdict, probe_kvm};
 pub use memory::{GuestMemory, MemoryError};
 pub use process::ExitReport;
-pub use procfs::find_stray;
-pub use qmp::QmpError;
+pub use procfs::find_strays;
+pub use qemu::{VersionError, qemu_version};
 pub use record::RecordError;
-pub use spec::{Accel, Disk, MemoryBacking, Network, SpecError, VmSpec};
-pub use start::StartError;
-pub use version::{VersionError, qemu_version};
-pub use vm::{AttachError, ControlError, KillError, RunState, SaveError, Vm};
+pub use spec::{Accel, Arch, Disk, Driver, MemoryBacking, Network, SpecError, VmSpec};
+pub use start::{BoxError, ChangedPages, StartError, WriteAll, WritePage};
+pub use usage::Usage;
+pub use vm::{AttachError, Console, ControlError, KillError, RunState, SaveError, Vm};

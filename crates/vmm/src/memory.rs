@@ -214,8 +214,6 @@ pub enum MemoryError {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     fn mapping(start: u64, end: u64, offset: u64) -> Mapping {
@@ -240,71 +238,6 @@ mod tests {
         assert_eq!(segments(&twice, path, 0, 0x1000), None);
         assert_eq!(segments(&[mapping(0x1000, 0x2000, 0)], path, 0, 0x3000), None);
         assert_eq!(segments(&[], path, 0, 0x3000), None);
-    }
-
-    /// A kernel of one instruction: the machine needs to be there, not to do anything.
-    fn idle_kernel() -> Vec<u8> {
-        const BASE: u32 = 0x10_0000;
-        let (magic, flags) = (0x1BAD_B002_u32, 1 << 16);
-        let checksum = 0u32.wrapping_sub(magic).wrapping_sub(flags);
-        let header = [magic, flags, checksum, BASE, BASE, 0, 0, BASE + 32];
-        let mut image: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
-        // jmp to itself
-        image.extend([0xeb, 0xfe]);
-        image
-    }
-
-    #[tokio::test]
-    async fn exactly_the_written_pages_are_dirty() {
-        if crate::qemu_version(Path::new("qemu-system-x86_64")).is_err() {
-            println!("skipped: there is no qemu-system-x86_64");
-            return;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let (base, kernel) = (dir.path().join("base"), dir.path().join("kernel"));
-        let memory_mib = 2048;
-        File::create(&base).unwrap().set_len(memory_mib << 20).unwrap();
-        fs::write(&kernel, idle_kernel()).unwrap();
-        let vm = crate::Vm::boot(&crate::VmSpec {
-            name: "dirty".into(),
-            accel: crate::Accel::Tcg,
-            vcpus: 1,
-            memory_mib,
-            kernel,
-            initrd: None,
-            cmdline: String::new(),
-            disks: vec![],
-            memory: crate::MemoryBacking::CopyOnWrite(base),
-            network: None,
-            dir: dir.path().to_owned(),
-            binary: None,
-        })
-        .await
-        .unwrap();
-        vm.pause().await.unwrap();
-        let memory = vm.memory().unwrap();
-        // What QEMU itself wrote is there from the start.
-        let before = memory.dirty().unwrap();
-        // Single pages of all alignments, over a boundary of read chunks, and the last page.
-        let pages = memory.size() / memory.page;
-        let mut written: Vec<u64> = (0..12_288).map(|i| 4096 + i * 2 + i % 3 / 2).collect();
-        written.extend(CHUNK_ENTRIES - 2..CHUNK_ENTRIES + 2);
-        written.push(pages - 1);
-        for &index in &written {
-            memory.write(index * memory.page, &[1]).unwrap();
-        }
-        // Reading makes a page present, not dirty.
-        memory.read((pages - 5) * memory.page, &mut [0; 1]).unwrap();
-
-        let each_page = |runs: &[Range<u64>]| -> BTreeSet<u64> {
-            runs.iter().flat_map(|run| run.start / memory.page..run.end / memory.page).collect()
-        };
-        let mut expected = each_page(&before);
-        expected.extend(written);
-        let dirty = memory.dirty().unwrap();
-        assert!(dirty.is_sorted_by(|a, b| a.end < b.start), "runs are in order and apart");
-        assert_eq!(each_page(&dirty), expected);
-        vm.kill().await.unwrap();
     }
 
     #[test]

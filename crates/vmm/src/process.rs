@@ -1,4 +1,4 @@
-//! The QEMU process: how it is started, watched and ended.
+//! A VMM process: how it is watched and ended.
 //!
 //! A process belongs to its own session and is never killed by the daemon's end. It is held by a pidfd, which
 //! names this process even after its number was given to another.
@@ -8,13 +8,10 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::io::AsyncWriteExt;
@@ -22,17 +19,13 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
-use crate::command::{self, Begin, Listeners};
+use crate::jail::Hierarchies;
 use crate::procfs;
 use crate::record::VmRecord;
-use crate::spec::VmSpec;
-use crate::start::StartError;
-use crate::sys;
+use crate::sys::{self, Born};
 
-pub(crate) const QMP_SOCKET: &str = "qmp.sock";
-pub(crate) const CONSOLE_SOCKET: &str = "console.sock";
-const LOG: &str = "qemu.log";
-/// The log's size limit. What QEMU says beyond it is lost: a guest may be able to make it talk.
+const LOG: &str = "vmm.log";
+/// The log's size limit. What a VMM says beyond it is lost: a guest may be able to make it talk.
 const MAX_LOG: u64 = 64 * 1024;
 /// How much of the log's end a report carries.
 const TAIL: u64 = 2 * 1024;
@@ -47,12 +40,17 @@ pub struct ExitReport {
     pub code: Option<i32>,
     /// The signal that ended it, if one did and it was this process's child.
     pub signal: Option<i32>,
-    /// The last lines QEMU wrote, at most 2 KiB.
+    /// Whether the kernel ended it because it needed more memory than its limit.
+    pub out_of_memory: bool,
+    /// The last lines the VMM wrote, at most 2 KiB.
     pub log_tail: String,
 }
 
 impl fmt::Display for ExitReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.out_of_memory {
+            write!(f, "more memory needed than its limit; ")?;
+        }
         match (self.code, self.signal) {
             (Some(code), _) => write!(f, "exit code {code}")?,
             (None, Some(signal)) => write!(f, "signal {signal}")?,
@@ -73,130 +71,83 @@ pub(crate) struct Process {
     exit: watch::Receiver<Option<ExitReport>>,
 }
 
-/// Our ends of what connects to a new process.
-pub(crate) struct Connections {
-    pub(crate) qmp: UnixStream,
-    /// Where device state is sent, and the number QEMU knows the other end by.
-    pub(crate) incoming: Option<(UnixStream, i32)>,
-}
-
-/// A process just started, and the ends of what connects to it.
-pub(crate) struct Spawned {
-    record: VmRecord,
-    connections: Connections,
-    child: Unwatched,
-    pidfd: OwnedFd,
-    log: OwnedFd,
-}
-
 /// A child nobody watches yet; dropped, for instance with a start that was given up, it is killed and reaped.
-struct Unwatched(Option<Child>);
+#[derive(Debug)]
+pub(crate) struct Unwatched {
+    record: VmRecord,
+    child: Option<OwnedFd>,
+    log: Option<OwnedFd>,
+}
+
+impl Unwatched {
+    /// Takes charge of a child that was just started in `dir`, and records it there. `log` is what it writes its words to.
+    pub(crate) fn new(
+        born: Born,
+        dir: &Path,
+        log: OwnedFd,
+        record: impl FnOnce(u32, u64, String) -> VmRecord,
+    ) -> io::Result<Self> {
+        let pid = born.pid;
+        // Short of memory, the kernel is to end a guest, not whoever looks after all of them. A kernel that will not be
+        // told so is no reason not to start.
+        let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ);
+        let child = Child(Some(born.pidfd));
+        // One that ended already has none; the connection's end will tell, with its words from the log.
+        let start_time = procfs::start_time(pid)?.unwrap_or(0);
+        let record = record(pid, start_time, procfs::boot_id()?);
+        record.write(dir)?;
+        let mut child = child;
+        Ok(Self { record, child: child.0.take(), log: Some(log) })
+    }
+
+    /// Begins to watch the process. To be called within a runtime.
+    pub(crate) fn watch(mut self, dir: &Path) -> io::Result<(Process, VmRecord)> {
+        let log = self.log.take().map(pipe::Receiver::from_owned_fd).transpose()?;
+        let record = self.record.clone();
+        let pidfd = self.child.as_ref().expect("taken only here").try_clone()?;
+        let process = Process::watch(&record, pidfd, self.child.take(), log, dir)?;
+        Ok((process, record))
+    }
+}
 
 impl Drop for Unwatched {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.0 {
-            // Both fail only for a child that is gone.
-            let _ = child.kill();
-            let _ = child.wait();
+        if let Some(pidfd) = self.child.take() {
+            drop(Child(Some(pidfd)));
+            if let Some(cgroup) = &self.record.cgroup {
+                Hierarchies::find().remove(cgroup);
+            }
         }
     }
 }
 
-/// Starts QEMU and records it. Blocks.
-pub(crate) fn spawn(spec: &VmSpec, begin: Begin) -> Result<Spawned, StartError> {
-    let prepare = |what: &'static str, path: &Path| {
-        let path = path.to_owned();
-        move |source: io::Error| StartError::Prepare { what, path, source }
-    };
-    let dir = open_dir(&spec.dir).map_err(prepare("open the directory", &spec.dir))?;
-    // Listening sockets are made here and inherited, so that a client need not wait for them to appear.
-    let listen = |name| listen(&spec.dir, &dir, name).map_err(prepare("listen on", &spec.dir.join(name)));
-    let qmp_listener = listen(QMP_SOCKET)?;
-    let console_listener = listen(CONSOLE_SOCKET)?;
-    let qmp =
-        UnixStream::connect(through(&dir, QMP_SOCKET)).map_err(prepare("connect to", &spec.dir.join(QMP_SOCKET)))?;
-    let incoming = match begin {
-        Begin::Boot => None,
-        Begin::Incoming => Some(
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-                .map_err(|e| prepare("make a socket for", &spec.dir)(e.into()))?,
-        ),
-    };
-    // The ends never block: a full pipe makes QEMU lose words, not time.
-    let log_path = spec.dir.join(LOG);
-    let (log, log_writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
-        .map_err(|e| prepare("make a pipe for", &log_path)(e.into()))?;
-    let log_writer_2 = log_writer.try_clone().map_err(prepare("make a pipe for", &log_path))?;
-    let namespace = match &spec.network {
-        Some(network) => {
-            let file = File::open(&network.namespace);
-            Some(file.map_err(prepare("open the network namespace", &network.namespace))?.into())
+/// Killed and reaped on drop.
+struct Child(Option<OwnedFd>);
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if let Some(pidfd) = self.0.take() {
+            let _ = kill_pidfd(&pidfd);
+            sys::reap(&pidfd);
         }
-        None => None,
-    };
-    // A leftover record must not lead to a process that only once had this directory.
-    VmRecord::remove(&spec.dir).map_err(prepare("remove the old record in", &spec.dir))?;
-    let boot_id = procfs::boot_id().map_err(prepare("read the boot id for", &spec.dir))?;
-
-    let listeners = Listeners { qmp: qmp_listener.as_raw_fd(), console: console_listener.as_raw_fd() };
-    let mut keep = vec![listeners.qmp, listeners.console];
-    keep.extend(incoming.as_ref().map(|(_, theirs)| theirs.as_raw_fd()));
-    let mut command = Command::new(spec.program());
-    command
-        .args(command::arguments(spec, begin, listeners))
-        .current_dir(&spec.dir)
-        .stdin(Stdio::null())
-        .stdout(log_writer)
-        .stderr(log_writer_2);
-    sys::isolate_child(&mut command, namespace, keep);
-    let child = command.spawn().map_err(|source| StartError::Spawn { program: spec.program().to_owned(), source })?;
-    let pid = child.id();
-    let child = Unwatched(Some(child));
-    // Short of memory, the kernel is to end a guest, not whoever looks after all of them. A kernel that will not be told
-    // so is no reason not to start.
-    let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ);
-    // From here on `find_stray` finds the process whatever happens to us.
-    let recorded = || -> io::Result<(OwnedFd, VmRecord)> {
-        let pidfd = open_pidfd(pid)?;
-        // One that ended already has none; the connection's end will tell, with its words from the log.
-        let start_time = procfs::start_time(pid)?.unwrap_or(0);
-        let record = VmRecord::new(spec, pid, start_time, boot_id);
-        record.write(&spec.dir)?;
-        Ok((pidfd, record))
-    };
-    let (pidfd, record) = recorded().map_err(prepare("record the process in", &spec.dir))?;
-    Ok(Spawned {
-        record,
-        connections: Connections { qmp, incoming: incoming.map(|(ours, theirs)| (ours.into(), theirs.as_raw_fd())) },
-        child,
-        pidfd,
-        log,
-    })
-}
-
-impl Spawned {
-    /// Begins to watch the process. Returns the connection ends too.
-    pub(crate) fn watch(mut self, dir: &Path) -> io::Result<(Process, VmRecord, Connections)> {
-        let log = pipe::Receiver::from_owned_fd(self.log)?;
-        let process = Process::watch(self.record.pid, self.pidfd, self.child.0.take(), Some(log), dir)?;
-        Ok((process, self.record, self.connections))
     }
 }
 
 impl Process {
     fn watch(
-        pid: u32,
+        record: &VmRecord,
         pidfd: OwnedFd,
-        child: Option<Child>,
+        child: Option<OwnedFd>,
         log: Option<pipe::Receiver>,
         dir: &Path,
     ) -> io::Result<Self> {
-        let mut child = Unwatched(child);
+        let mut child = Child(child);
         let (publish, exit) = watch::channel(None);
         let ended = sys::watch_fd(pidfd.try_clone()?)?;
         let child = child.0.take();
-        tokio::spawn(supervise(ended, child, log, dir.join(LOG), publish));
-        Ok(Self { pid, pidfd, exit })
+        let watched = Watched { child, log_path: dir.join(LOG), cgroup: record.cgroup.clone() };
+        tokio::spawn(supervise(ended, watched, log, publish));
+        Ok(Self { pid: record.pid, pidfd, exit })
     }
 
     /// Watches a process that an earlier daemon, or another handle, started; `None` if it is gone.
@@ -214,13 +165,8 @@ impl Process {
             return Ok(None);
         }
         // Its standard error is a pipe whose reader may be gone; a pipe can be opened again for reading.
-        let log = File::options()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(format!("/proc/{}/fd/2", record.pid))
-            .and_then(pipe::Receiver::from_file)
-            .ok();
-        Self::watch(record.pid, pidfd, None, log, dir).map(Some)
+        let log = reopen_pipe(record.pid, 2).ok();
+        Self::watch(record, pidfd, None, log, dir).map(Some)
     }
 
     /// Sends SIGKILL. A process that is gone already is no error.
@@ -244,6 +190,18 @@ impl Process {
     }
 }
 
+/// A new reader of the pipe that is a process's descriptor of this number.
+pub(crate) fn reopen_pipe(pid: u32, number: u32) -> io::Result<pipe::Receiver> {
+    let path = format!("/proc/{pid}/fd/{number}");
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    pipe::Receiver::from_file(file)
+}
+
+/// A pipe for what a VMM says. Its ends never block: a full pipe makes a VMM lose words, not time.
+pub(crate) fn words() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?)
+}
+
 /// Opens a pidfd.
 pub(crate) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
     let pid =
@@ -259,20 +217,27 @@ pub(crate) fn kill_pidfd(pidfd: &OwnedFd) -> io::Result<()> {
     }
 }
 
+/// What is done about a process when it ends.
+struct Watched {
+    /// To be reaped, if it is our child.
+    child: Option<OwnedFd>,
+    log_path: PathBuf,
+    cgroup: Option<PathBuf>,
+}
+
 /// Keeps the log, waits for the end, reaps, reports.
 async fn supervise(
     ended: AsyncFd<OwnedFd>,
-    mut child: Option<Child>,
+    watched: Watched,
     log: Option<pipe::Receiver>,
-    log_path: PathBuf,
     publish: watch::Sender<Option<ExitReport>>,
 ) {
-    let path = log_path.clone();
+    let path = watched.log_path.clone();
     let keep_log = async move {
         if let Some(log) = log
             && let Err(error) = copy_log(log, &path).await
         {
-            tracing::debug!(%error, path = %path.display(), "QEMU's log is not kept");
+            tracing::debug!(%error, path = %path.display(), "a VMM's log is not kept");
         }
     };
     tokio::pin!(keep_log);
@@ -287,13 +252,26 @@ async fn supervise(
     if !log_done {
         let _ = tokio::time::timeout(std::time::Duration::from_secs(1), keep_log).await;
     }
-    let status = child.as_mut().and_then(|child| child.wait().ok());
-    let log_tail = tokio::task::spawn_blocking(move || tail(&log_path).unwrap_or_default()).await.unwrap_or_default();
-    publish.send_replace(Some(ExitReport {
-        code: status.and_then(|status| status.code()),
-        signal: status.and_then(|status| status.signal()),
-        log_tail,
-    }));
+    let report = tokio::task::spawn_blocking(move || watched.report()).await;
+    publish.send_replace(Some(report.unwrap_or_default()));
+}
+
+impl Watched {
+    fn report(self) -> ExitReport {
+        let status = self.child.as_ref().and_then(sys::reap);
+        let mut out_of_memory = false;
+        if let Some(cgroup) = &self.cgroup {
+            let hierarchies = Hierarchies::find();
+            out_of_memory = hierarchies.memory_kills(cgroup) > 0;
+            hierarchies.remove(cgroup);
+        }
+        ExitReport {
+            code: status.as_ref().and_then(|status| status.exit_status()),
+            signal: status.as_ref().and_then(|status| status.terminating_signal()),
+            out_of_memory,
+            log_tail: tail(&self.log_path).unwrap_or_default(),
+        }
+    }
 }
 
 async fn copy_log(mut from: pipe::Receiver, path: &Path) -> io::Result<()> {
@@ -333,7 +311,8 @@ pub(crate) fn through(dir: &OwnedFd, name: &str) -> PathBuf {
     format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()).into()
 }
 
-fn listen(dir: &Path, handle: &OwnedFd, name: &str) -> io::Result<UnixListener> {
+/// Listens on a socket in `dir`, which `handle` is open on.
+pub(crate) fn listen(dir: &Path, handle: &OwnedFd, name: &str) -> io::Result<UnixListener> {
     match std::fs::remove_file(dir.join(name)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -89,32 +90,26 @@ fn without_deleted(path: &[u8]) -> &Path {
     Path::new(OsStr::from_bytes(path.strip_suffix(DELETED).unwrap_or(path)))
 }
 
-/// Every QEMU process whose working directory is under `dirs_root`, with that directory: also those a daemon
-/// started and did not live to record. Processes of other users that may not be looked at are left out.
-pub fn find_stray(dirs_root: &Path) -> Vec<(u32, PathBuf)> {
-    let Ok(root) = fs::canonicalize(dirs_root) else {
-        return Vec::new();
-    };
+/// Every live process whose user is one of `uids`, with that user: also those a daemon started and did not live to
+/// record. A jailed process cannot change its user, so this finds all of them and nothing else.
+pub fn find_strays(uids: Range<u32>) -> Vec<(u32, u32)> {
     let Ok(processes) = fs::read_dir("/proc") else {
         return Vec::new();
     };
     processes
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter_map(|pid| Some((pid, qemu_dir(pid)?)))
-        .filter(|(_, dir)| *dir != root && dir.starts_with(&root))
+        .filter_map(|pid| Some((pid, uid_of(pid)?)))
+        .filter(|(pid, uid)| uids.contains(uid) && matches!(start_time(*pid), Ok(Some(_))))
         .collect()
 }
 
-/// The working directory of a process if it is a live QEMU.
-pub(crate) fn qemu_dir(pid: u32) -> Option<PathBuf> {
-    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-    let name = without_deleted(program.as_os_str().as_bytes()).file_name()?;
-    if !name.as_bytes().starts_with(b"qemu") {
-        return None;
-    }
-    let dir = fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
-    Some(without_deleted(dir.as_os_str().as_bytes()).to_owned())
+/// The user a process is.
+pub(crate) fn uid_of(pid: u32) -> Option<u32> {
+    // The directory itself belongs to root for a process that may not be dumped.
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{MemoryBacking, VmSpec};
+use crate::spec::{Driver, MemoryBacking, VmSpec};
 
 const MAGIC: &str = "pilotlight-vm";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const FILE: &str = "vm.json";
 const TEMPORARY: &str = "vm.json.new";
 const MAX_BYTES: u64 = 64 * 1024;
@@ -24,6 +24,9 @@ pub(crate) struct VmRecord {
     /// With the pid and the boot, names the process for good.
     pub(crate) start_time: u64,
     pub(crate) boot_id: String,
+    pub(crate) driver: Driver,
+    /// The control group, removed when the process is gone.
+    pub(crate) cgroup: Option<PathBuf>,
     pub(crate) memory_path: PathBuf,
     pub(crate) memory_shared: bool,
     pub(crate) memory_bytes: u64,
@@ -39,6 +42,8 @@ impl VmRecord {
             pid,
             start_time,
             boot_id,
+            driver: spec.driver,
+            cgroup: spec.jail.cgroup.clone(),
             memory_path: spec.memory.path().to_owned(),
             memory_shared: matches!(spec.memory, MemoryBacking::Shared(_)),
             memory_bytes: spec.memory_bytes(),
@@ -127,6 +132,8 @@ mod tests {
             pid: 1,
             start_time: 2,
             boot_id: "b".into(),
+            driver: Driver::Qemu,
+            cgroup: None,
             memory_path: "/m".into(),
             memory_shared: false,
             memory_bytes: 4096,
@@ -140,8 +147,8 @@ mod tests {
         assert_eq!(VmRecord::read(dir.path()).unwrap(), None);
         record().write(dir.path()).unwrap();
         assert_eq!(VmRecord::read(dir.path()).unwrap(), Some(record()));
-        VmRecord { version: 2, ..record() }.write(dir.path()).unwrap();
-        assert!(matches!(VmRecord::read(dir.path()), Err(RecordError::Version { version: 2, .. })));
+        VmRecord { version: 1, ..record() }.write(dir.path()).unwrap();
+        assert!(matches!(VmRecord::read(dir.path()), Err(RecordError::Version { version: 1, .. })));
         fs::write(dir.path().join(FILE), b"{").unwrap();
         assert!(matches!(VmRecord::read(dir.path()), Err(RecordError::Parse { .. })));
     }

@@ -1,9 +1,10 @@
-//! What a VM is made of: plain data, everything QEMU is told.
+//! What a VM is made of: plain data, everything a driver is told.
 
 use std::path::{Path, PathBuf};
 
-/// The name of the program used when a [`VmSpec`] names none.
-pub(crate) const DEFAULT_BINARY: &str = "qemu-system-x86_64";
+use serde::{Deserialize, Serialize};
+
+use crate::jail::{Jail, Program};
 
 /// The most virtual CPUs a VM may have.
 const MAX_VCPUS: u32 = 64;
@@ -13,6 +14,34 @@ const MAX_MEMORY_MIB: u64 = 1024 * 1024;
 const MAX_DISKS: usize = 12;
 /// Linux refuses command lines beyond this (`COMMAND_LINE_SIZE` on x86).
 const MAX_CMDLINE: usize = 2048;
+
+/// Which VMM runs a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// Runs everything everywhere, with KVM or without.
+    Qemu,
+}
+
+/// The instruction set of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arch {
+    /// 64-bit x86.
+    X86_64,
+    /// 64-bit Arm.
+    Aarch64,
+}
+
+impl Arch {
+    /// This machine's; `None` if guests cannot be of it.
+    pub fn host() -> Option<Self> {
+        match std::env::consts::ARCH {
+            "x86_64" => Some(Self::X86_64),
+            "aarch64" => Some(Self::Aarch64),
+            _ => None,
+        }
+    }
+}
 
 /// How guest code is executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,11 +92,19 @@ pub struct Network {
     pub guest_mac: [u8; 6],
 }
 
-/// Everything QEMU is told about one VM.
+/// Everything a driver is told about one VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmSpec {
     /// Shown in the process list; letters, digits, `-`, `_` and `.`.
     pub name: String,
+    /// Which VMM runs it.
+    pub driver: Driver,
+    /// That VMM's program, copied for its jail.
+    pub program: Program,
+    /// Who the VMM's process is and what it may use.
+    pub jail: Jail,
+    /// The guest's instruction set.
+    pub arch: Arch,
     /// How guest code is executed.
     pub accel: Accel,
     /// Number of virtual CPUs.
@@ -86,11 +123,9 @@ pub struct VmSpec {
     pub memory: MemoryBacking,
     /// The network card, if any.
     pub network: Option<Network>,
-    /// The VM's own directory, which must exist and belong to this VM alone: `qmp.sock`, `console.sock`,
-    /// `vm.json`, `qemu.log`. Everything relative in this spec is *not* relative to it: give absolute paths.
+    /// The VM's own directory, which must exist and belong to this VM alone: sockets, `vm.json`, `vmm.log`. Everything
+    /// relative in this spec is *not* relative to it: give absolute paths.
     pub dir: PathBuf,
-    /// The QEMU program; `qemu-system-x86_64` from `PATH` if not given.
-    pub binary: Option<PathBuf>,
 }
 
 impl VmSpec {
@@ -99,18 +134,19 @@ impl VmSpec {
         self.memory_mib * 1024 * 1024
     }
 
-    /// The QEMU program to run.
-    pub fn program(&self) -> &Path {
-        self.binary.as_deref().unwrap_or_else(|| Path::new(DEFAULT_BINARY))
-    }
-
-    /// Refuses what QEMU would misread or fail on later in a less clear way.
+    /// Refuses what a VMM would misread or fail on later in a less clear way.
     pub(crate) fn check(&self) -> Result<(), SpecError> {
         let name_ok = |name: &str, max: usize| {
             (1..=max).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
         };
         if !name_ok(&self.name, 128) {
             return Err(SpecError::Name(self.name.clone()));
+        }
+        if self.jail.uid == 0 {
+            return Err(SpecError::Root);
+        }
+        if Arch::host() != Some(self.arch) && self.accel == Accel::Kvm {
+            return Err(SpecError::Foreign { arch: self.arch });
         }
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {
             return Err(SpecError::Vcpus(self.vcpus));
@@ -144,9 +180,18 @@ impl VmSpec {
 /// Why a [`VmSpec`] is refused before anything is started.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
-    /// The VM's name has characters QEMU would interpret, or a bad length.
+    /// The VM's name has characters a VMM would interpret, or a bad length.
     #[error("VM name {0:?} is not 1 to 128 letters, digits, '-', '_' or '.'")]
     Name(String),
+    /// A VMM must not be root.
+    #[error("a VMM must have a user of its own, not root")]
+    Root,
+    /// The guest's instruction set is not this machine's, and must be emulated.
+    #[error("guests of {arch:?} run on this machine only emulated")]
+    Foreign {
+        /// The guest's.
+        arch: Arch,
+    },
     /// The number of virtual CPUs is out of range.
     #[error("{0} virtual CPUs is not between 1 and {MAX_VCPUS}")]
     Vcpus(u32),
@@ -162,7 +207,7 @@ pub enum SpecError {
     /// The tap device's name is not an interface name.
     #[error("{0:?} is not the name of a tap device")]
     Tap(String),
-    /// A path is relative; QEMU runs in another directory.
+    /// A path is relative; a VMM runs in another directory.
     #[error("the path {} is not absolute", .0.display())]
     Relative(PathBuf),
 }

@@ -1,99 +1,70 @@
 //! From a spec to a machine: booted, or loaded with saved state.
 
 use std::error::Error;
-use std::fs::{self, File};
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use tokio::time::Instant;
-
-use crate::command::Begin;
-use crate::memory::{GuestMemory, MemoryError};
-use crate::process::{self, Connections, ExitReport, Process};
-use crate::qmp::{Qmp, QmpError};
+use crate::memory::MemoryError;
+use crate::process::{ExitReport, Process};
+use crate::qemu;
 use crate::record::VmRecord;
-use crate::spec::{MemoryBacking, SpecError, VmSpec};
-use crate::vm::Vm;
+use crate::spec::{Driver, SpecError, VmSpec};
+use crate::vm::{Control, Vm};
 
-/// How long QEMU may take from its start to its first answer: tens of milliseconds on an idle machine.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long loading device state may take: tens of milliseconds too.
-const LOAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a QEMU whose connection closed may take to be gone.
-const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often the load is asked about.
-const LOAD_POLL: Duration = Duration::from_millis(1);
-/// Device state is a few hundred kilobytes; something larger than this is something else.
-const MAX_STATE: u64 = 64 * 1024 * 1024;
+/// Writes pages: offset in guest memory, contents.
+pub type WritePage<'a> = dyn FnMut(u64, &[u8]) -> io::Result<()> + 'a;
+
+/// Writes all pages there are.
+pub type WriteAll = dyn FnOnce(&mut WritePage<'_>) -> Result<(), BoxError> + Send;
+
+/// The pages in which a machine's memory differs from its memory file.
+pub struct ChangedPages {
+    /// Writes all of them, on a thread that may block.
+    pub apply: Box<WriteAll>,
+}
+
+/// An error of whoever was called.
+pub type BoxError = Box<dyn Error + Send + Sync>;
 
 impl Vm {
     /// Starts a machine at its kernel; returns when it runs.
     pub async fn boot(spec: &VmSpec) -> Result<Vm, StartError> {
-        let (starting, _) = Starting::spawn(spec, Begin::Boot).await?;
-        starting.execute("cont", None).await?;
-        Ok(starting.finish(spec))
+        spec.check()?;
+        Ok(match spec.driver {
+            Driver::Qemu => Self::started(spec, qemu::boot(spec).await?, Control::Qemu),
+        })
     }
 
     /// Starts a machine and gives it a saved one's memory and device state; returns when it is loaded, paused.
     ///
-    /// `write_pages` is called, on a thread that may block, when the memory is mapped; it writes the pages that
-    /// differ from the memory file. Devices read them while they load, so all must be there when it returns.
-    pub async fn restore<E>(
-        spec: &VmSpec,
-        state: &Path,
-        write_pages: impl FnOnce(&GuestMemory) -> Result<(), E> + Send + 'static,
-    ) -> Result<Vm, StartError>
-    where
-        E: Into<Box<dyn Error + Send + Sync>> + Send + 'static,
-    {
-        let path = state.to_owned();
-        let state = tokio::task::spawn_blocking(move || open_state(&path));
-        let state = joined(state.await)??;
-        let (starting, incoming) = Starting::spawn(spec, Begin::Incoming).await?;
-        let Some((socket, number)) = incoming else {
-            unreachable!("a process that waits for state has a socket for it")
-        };
+    /// Its memory is the memory file's, copy-on-write, and `pages` where there are any.
+    pub async fn restore(spec: &VmSpec, state: &Path, pages: Option<ChangedPages>) -> Result<Vm, StartError> {
+        spec.check()?;
+        Ok(match spec.driver {
+            Driver::Qemu => Self::started(spec, qemu::restore(spec, state, pages).await?, Control::Qemu),
+        })
+    }
 
-        if matches!(spec.memory, MemoryBacking::CopyOnWrite(_)) {
-            let record = starting.record.clone();
-            let written = tokio::task::spawn_blocking(move || {
-                let memory =
-                    GuestMemory::open(record.pid, record.start_time, &record.memory_path, record.memory_bytes)?;
-                write_pages(&memory).map_err(|e| StartError::WritePages { source: e.into() })
-            });
-            joined(written.await)??;
-        }
-
-        let sent = tokio::task::spawn_blocking(move || send_state(state, socket));
-        let uri = json!({ "uri": format!("fd:{number}") });
-        starting.execute("migrate-incoming", Some(uri)).await?;
-        starting.loaded().await?;
-        joined(sent.await)??;
-        Ok(starting.finish(spec))
+    fn started<T>(spec: &VmSpec, (process, record, driver): (Process, VmRecord, T), wrap: fn(T) -> Control) -> Self {
+        Self::new(spec.dir.clone(), record, process, wrap(driver))
     }
 }
 
 /// A process that is killed unless it is released.
-struct Guard(Option<Process>);
+pub(crate) struct Guard(Option<Process>);
 
 impl Guard {
-    fn process(&self) -> &Process {
+    pub(crate) fn new(process: Process) -> Self {
+        Self(Some(process))
+    }
+
+    pub(crate) fn process(&self) -> &Process {
         self.0.as_ref().expect("only the release takes the process")
     }
 
-    /// The error of a start: QEMU's own last words if it ended, and the process's end in any case.
-    async fn failed(&self, source: QmpError) -> StartError {
-        let process = self.process();
-        if matches!(source, QmpError::Disconnected { .. }) {
-            // A closed connection and the end of the process are not seen in one instant.
-            if let Ok(report) = tokio::time::timeout(EXIT_TIMEOUT, process.exited()).await {
-                return StartError::Exited { report };
-            }
-        }
-        StartError::Control { source }
+    pub(crate) fn release(mut self) -> Process {
+        self.0.take().expect("only the release takes the process")
     }
 }
 
@@ -107,112 +78,8 @@ impl Drop for Guard {
     }
 }
 
-/// A machine that is not usable yet; dropped early, it is killed.
-struct Starting {
-    guard: Guard,
-    record: VmRecord,
-    qmp: Qmp,
-}
-
-impl Starting {
-    async fn spawn(spec: &VmSpec, begin: Begin) -> Result<(Self, Option<(UnixStream, i32)>), StartError> {
-        spec.check()?;
-        let owned = spec.clone();
-        let spawned = tokio::task::spawn_blocking(move || {
-            check_memory_file(&owned)?;
-            process::spawn(&owned, begin)
-        });
-        let in_dir = |what| {
-            let path = spec.dir.clone();
-            move |source| StartError::Prepare { what, path, source }
-        };
-        let watched = joined(spawned.await)??.watch(&spec.dir);
-        let (process, record, Connections { qmp, incoming }) = watched.map_err(in_dir("watch the process in"))?;
-        let guard = Guard(Some(process));
-        let stream = qmp
-            .set_nonblocking(true)
-            .and_then(|()| tokio::net::UnixStream::from_std(qmp))
-            .map_err(in_dir("use the control socket in"))?;
-        match Qmp::connect(stream, START_TIMEOUT).await {
-            Ok(qmp) => Ok((Self { guard, record, qmp }, incoming)),
-            Err(source) => Err(guard.failed(source).await),
-        }
-    }
-
-    async fn execute(&self, command: &'static str, arguments: Option<Value>) -> Result<Value, StartError> {
-        match self.qmp.execute(command, arguments).await {
-            Ok(value) => Ok(value),
-            Err(source) => Err(self.guard.failed(source).await),
-        }
-    }
-
-    /// Waits for the device state to be loaded.
-    async fn loaded(&self) -> Result<(), StartError> {
-        let deadline = Instant::now() + LOAD_TIMEOUT;
-        loop {
-            let migration = self.execute("query-migrate", None).await?;
-            match migration["status"].as_str() {
-                Some("completed") => return Ok(()),
-                Some("failed" | "cancelled") => {
-                    // Most versions exit on a failed load; their words are worth a moment.
-                    let exited = self.guard.process().exited();
-                    return Err(match tokio::time::timeout(EXIT_TIMEOUT, exited).await {
-                        Ok(report) => StartError::Exited { report },
-                        Err(_) => StartError::LoadFailed {
-                            description: migration["error-desc"].as_str().unwrap_or("").to_owned(),
-                        },
-                    });
-                }
-                _ if Instant::now() > deadline => return Err(StartError::LoadTimeout),
-                _ => tokio::time::sleep(LOAD_POLL).await,
-            }
-        }
-    }
-
-    fn finish(mut self, spec: &VmSpec) -> Vm {
-        let process = self.guard.0.take().expect("only the release takes the process");
-        Vm::new(spec.dir.clone(), self.record.clone(), process, self.qmp.clone())
-    }
-}
-
-/// A private mapping needs a file of the right size; a shared one is made if it is not there.
-fn check_memory_file(spec: &VmSpec) -> Result<(), StartError> {
-    let path = spec.memory.path();
-    let wrap = |source| StartError::MemoryFile { path: path.to_owned(), source };
-    if let MemoryBacking::Shared(path) = &spec.memory {
-        let file = File::options().create(true).truncate(false).write(true).open(path).map_err(wrap)?;
-        if file.metadata().map_err(wrap)?.len() == 0 {
-            file.set_len(spec.memory_bytes()).map_err(wrap)?;
-        }
-    }
-    let found = fs::metadata(path).map_err(wrap)?.len();
-    if found == spec.memory_bytes() {
-        Ok(())
-    } else {
-        Err(StartError::MemorySize { path: path.to_owned(), found, expected: spec.memory_bytes() })
-    }
-}
-
-fn open_state(path: &Path) -> Result<File, StartError> {
-    let wrap = |source| StartError::State { path: path.to_owned(), source };
-    let file = File::open(path).map_err(wrap)?;
-    let bytes = file.metadata().map_err(wrap)?.len();
-    if bytes > MAX_STATE {
-        return Err(StartError::StateSize { path: path.to_owned(), bytes });
-    }
-    Ok(file)
-}
-
-/// Ends when all is sent, or with an error when QEMU ends: it holds the only other end.
-fn send_state(mut state: File, mut socket: UnixStream) -> Result<(), StartError> {
-    match io::copy(&mut state, &mut socket) {
-        Ok(_) => Ok(()),
-        Err(source) => Err(StartError::SendState { source }),
-    }
-}
-
 /// The result of a blocking task; a panic in it goes on here, a shutdown of the runtime is an error.
-fn joined<T>(result: Result<T, tokio::task::JoinError>) -> Result<T, StartError> {
+pub(crate) fn joined<T>(result: Result<T, tokio::task::JoinError>) -> Result<T, StartError> {
     result.map_err(|error| match error.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),
         Err(_) => StartError::ShuttingDown,
@@ -255,7 +122,23 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
-    /// The program could not be run, or its child could not enter its session or namespace.
+    /// The jail could not be made.
+    #[error("cannot {what} for the VMM")]
+    Jail {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The filter of system calls could not be compiled.
+    #[error("cannot compile the system call filter")]
+    Filter {
+        /// What is wrong with it.
+        #[source]
+        source: seccompiler::BackendError,
+    },
+    /// The program could not be run.
     #[error("cannot run {}", program.display())]
     Spawn {
         /// The program.
@@ -264,18 +147,17 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
-    /// QEMU ended before the machine was usable.
-    #[error("QEMU ended while starting ({report})")]
+    /// The VMM ended before the machine was usable.
+    #[error("the VMM ended while starting ({report})")]
     Exited {
         /// How, and its last words.
         report: ExitReport,
     },
-    /// QEMU did not do what it was told.
-    #[error("QEMU could not be driven while starting")]
+    /// The VMM did not do what it was told.
+    #[error("the VMM could not be driven while starting")]
     Control {
         /// What it did.
-        #[source]
-        source: QmpError,
+        source: BoxError,
     },
     /// The saved device state could not be opened.
     #[error("cannot open the device state {}", path.display())]
@@ -301,24 +183,27 @@ pub enum StartError {
     #[error("cannot write the guest's pages")]
     WritePages {
         /// What the caller's function said.
-        source: Box<dyn Error + Send + Sync>,
+        source: BoxError,
     },
     /// The device state could not be sent whole.
-    #[error("cannot send the device state to QEMU")]
+    #[error("cannot send the device state to the VMM")]
     SendState {
         /// What the system said.
         #[source]
         source: io::Error,
     },
-    /// QEMU did not accept the device state.
-    #[error("QEMU could not load the device state: {description:?}")]
+    /// The VMM did not accept the device state.
+    #[error("the VMM could not load the device state: {description:?}")]
     LoadFailed {
-        /// QEMU's words, if any.
+        /// Its words, if any.
         description: String,
     },
-    /// QEMU took too long to load the device state.
-    #[error("QEMU did not load the device state within {LOAD_TIMEOUT:?}")]
-    LoadTimeout,
+    /// The VMM took too long to load the device state.
+    #[error("the VMM did not load the device state within {after:?}")]
+    LoadTimeout {
+        /// How long was waited.
+        after: Duration,
+    },
     /// The daemon is shutting down.
     #[error("the program is shutting down")]
     ShuttingDown,

@@ -6,20 +6,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
-use tokio::net::UnixStream;
+use tokio::io::AsyncRead;
 
+use crate::changes::Changes;
 use crate::memory::{GuestMemory, MemoryError};
-use crate::process::{self, CONSOLE_SOCKET, ExitReport, Process, QMP_SOCKET};
+use crate::process::{self, ExitReport, Process};
 use crate::procfs;
-use crate::qmp::{Qmp, QmpError};
+use crate::qemu::{AttachFailure, Qemu};
 use crate::record::{RecordError, VmRecord};
+use crate::spec::Driver;
+use crate::start::BoxError;
 use crate::sys;
+use crate::usage::Usage;
 
 /// How long a killed process may take to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a guest's outstanding disk requests may take when it is paused, and saving its devices after that.
-const QUIESCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Below this much room a failed save is blamed on it.
 const NO_ROOM: u64 = 1024 * 1024;
 
@@ -32,7 +33,13 @@ struct Inner {
     dir: PathBuf,
     record: VmRecord,
     process: Process,
-    qmp: Qmp,
+    control: Control,
+}
+
+/// How the VMM is told things.
+#[derive(Debug)]
+pub(crate) enum Control {
+    Qemu(Qemu),
 }
 
 /// What a machine is doing.
@@ -46,17 +53,20 @@ pub enum RunState {
     NotStarted,
     /// The guest was paused because a disk failed, most likely for lack of room on the host.
     IoError,
-    /// Anything else, in QEMU's words.
+    /// Anything else, in the VMM's words.
     Other(String),
 }
 
+/// What a guest's serial console writes.
+pub type Console = Box<dyn AsyncRead + Send + Unpin>;
+
 impl Vm {
-    pub(crate) fn new(dir: PathBuf, record: VmRecord, process: Process, qmp: Qmp) -> Self {
-        Self(Arc::new(Inner { dir, record, process, qmp }))
+    pub(crate) fn new(dir: PathBuf, record: VmRecord, process: Process, control: Control) -> Self {
+        Self(Arc::new(Inner { dir, record, process, control }))
     }
 
     /// Finds the machine that was started in `dir`, by this process or an earlier one; `None` if there was none
-    /// or it is gone. Other handles on it must have been dropped: QEMU talks to one at a time.
+    /// or it is gone. Other handles on it must have been dropped: a VMM talks to one at a time.
     pub async fn attach(dir: &Path) -> Result<Option<Vm>, AttachError> {
         let owned = dir.to_owned();
         let read = tokio::task::spawn_blocking(move || VmRecord::read(&owned)).await;
@@ -69,14 +79,15 @@ impl Vm {
             return Ok(None);
         };
         let connected = async {
-            let stream = connect(dir, QMP_SOCKET)
-                .await
-                .map_err(|source| AttachError::Connect { path: dir.join(QMP_SOCKET), source })?;
-            let qmp = Qmp::connect(stream, QUIESCE_TIMEOUT).await;
-            qmp.map_err(|source| AttachError::Control { pid, source })
+            match record.driver {
+                Driver::Qemu => Qemu::attach(dir).await.map(Control::Qemu).map_err(|failure| match failure {
+                    AttachFailure::Connect { path, source } => AttachError::Connect { path, source },
+                    AttachFailure::Control(source) => AttachError::Control { pid, source: source.into() },
+                }),
+            }
         };
         match connected.await {
-            Ok(qmp) => Ok(Some(Self::new(dir.to_owned(), record, process, qmp))),
+            Ok(control) => Ok(Some(Self::new(dir.to_owned(), record, process, control))),
             // It ended meanwhile.
             Err(_) if procfs::start_time(pid).is_ok_and(|t| t != Some(record.start_time)) => Ok(None),
             Err(error) => Err(error),
@@ -95,54 +106,89 @@ impl Vm {
 
     /// Stops the guest's processors; returns when its disk requests are done too.
     pub async fn pause(&self) -> Result<(), ControlError> {
-        let done = self.0.qmp.execute_within("stop", None, QUIESCE_TIMEOUT);
-        done.await.map(drop).map_err(|e| self.control_error(e))
+        match &self.0.control {
+            Control::Qemu(qemu) => qemu.pause().await.map_err(|e| self.control_error(e)),
+        }
     }
 
     /// Lets the guest's processors run.
     pub async fn resume(&self) -> Result<(), ControlError> {
-        // It may stand behind a stop or a save that was given up.
-        let done = self.0.qmp.execute_within("cont", None, QUIESCE_TIMEOUT).await;
-        done.map(drop).map_err(|e| self.control_error(e))
+        match &self.0.control {
+            Control::Qemu(qemu) => qemu.resume().await.map_err(|e| self.control_error(e)),
+        }
     }
 
     /// What the machine is doing.
     pub async fn run_state(&self) -> Result<RunState, ControlError> {
-        let status = self.0.qmp.execute("query-status", None).await;
-        let status = status.map_err(|e| self.control_error(e))?;
-        Ok(match status["status"].as_str().unwrap_or("") {
-            "running" => RunState::Running,
-            "paused" => RunState::Paused,
-            "prelaunch" | "inmigrate" | "preconfig" => RunState::NotStarted,
-            "io-error" => RunState::IoError,
-            other => RunState::Other(other.to_owned()),
-        })
+        match &self.0.control {
+            Control::Qemu(qemu) => qemu.run_state().await.map_err(|e| self.control_error(e)),
+        }
     }
 
-    /// Writes the state of processors and devices (not memory, not disks) to `to`, and makes it and the disks
-    /// the guest wrote to durable. The guest must be paused. If this fails, no file is left and the machine is
-    /// as usable as before.
-    pub async fn save_device_state(&self, to: &Path) -> Result<(), SaveError> {
-        let state = self.run_state().await.map_err(SaveError::State)?;
-        if state != RunState::Paused {
-            return Err(SaveError::NotPaused { state });
+    /// Takes a whole snapshot of a paused machine that was booted with
+    /// [`MemoryBacking::Shared`](crate::MemoryBacking::Shared): the memory file has its memory then, and `state`, a new
+    /// file, the state of its processors and devices. Both are made durable, and the disks the guest wrote to. If this
+    /// fails, no state file is left and the machine is as usable as before.
+    pub async fn snapshot_full(&self, state: &Path) -> Result<(), SaveError> {
+        if !self.0.record.memory_shared {
+            return Err(SaveError::NotShared);
         }
-        let text = to.to_str().filter(|_| to.is_absolute());
-        let Some(text) = text else {
-            return Err(SaveError::Path(to.to_owned()));
+        self.check_save(state).await?;
+        let saved = match &self.0.control {
+            Control::Qemu(qemu) => qemu.save_device_state(state.to_owned()).await,
         };
-        // "live": QEMU keeps its disks open and usable; otherwise it would hand them over to someone else.
-        let arguments = json!({ "filename": text, "live": false });
-        let saved = self.0.qmp.execute_within("xen-save-devices-state", Some(arguments), QUIESCE_TIMEOUT).await;
-        let path = to.to_owned();
+        self.finish_save(state, saved, [self.0.record.memory_path.clone()]).await
+    }
+
+    /// Takes a snapshot of a paused machine whose memory is copy-on-write: of what changed. `state` gets the state of
+    /// its processors and devices as in [`Vm::snapshot_full`]; the changed pages are to be read before the machine is
+    /// resumed or ended.
+    pub async fn snapshot_incremental(&self, state: &Path) -> Result<Changes, SaveError> {
+        if self.0.record.memory_shared {
+            return Err(SaveError::Shared);
+        }
+        self.check_save(state).await?;
+        let saved = match &self.0.control {
+            Control::Qemu(qemu) => qemu.save_device_state(state.to_owned()).await,
+        };
+        self.finish_save(state, saved, []).await?;
+        let changes = self.changes().await;
+        if changes.is_err() {
+            remove_partial(state);
+        }
+        changes
+    }
+
+    async fn changes(&self) -> Result<Changes, SaveError> {
+        let memory = self.memory().map_err(SaveError::Memory)?;
+        let scanned = tokio::task::spawn_blocking(move || memory.dirty().map(|runs| Changes::new(memory, runs))).await;
+        scanned.map_err(|_| SaveError::ShuttingDown)?.map_err(SaveError::Memory)
+    }
+
+    async fn check_save(&self, state: &Path) -> Result<(), SaveError> {
+        let found = self.run_state().await.map_err(SaveError::State)?;
+        if found != RunState::Paused {
+            return Err(SaveError::NotPaused { state: found });
+        }
+        if state.is_absolute() { Ok(()) } else { Err(SaveError::Path(state.to_owned())) }
+    }
+
+    /// Makes what was saved last, or takes it back.
+    async fn finish_save<const N: usize>(
+        &self,
+        state: &Path,
+        saved: Result<(), SaveError>,
+        more: [PathBuf; N],
+    ) -> Result<(), SaveError> {
+        let path = state.to_owned();
         let disks = self.0.record.writable_disks.clone();
-        let finished = tokio::task::spawn_blocking(move || match saved {
-            Ok(_) => sync_all(disks.into_iter().chain([path])),
-            Err(source) => {
+        let finished = tokio::task::spawn_blocking(move || {
+            let synced = saved.and_then(|()| sync_all(disks.into_iter().chain(more)));
+            synced.map_err(|error| {
                 let full = path.parent().is_some_and(has_no_room);
                 remove_partial(&path);
-                Err(if full { SaveError::NoRoom { path, source } } else { SaveError::Control { path, source } })
-            }
+                if full { SaveError::NoRoom { path, source: error.into() } } else { error }
+            })
         });
         finished.await.unwrap_or(Err(SaveError::ShuttingDown))
     }
@@ -158,10 +204,16 @@ impl Vm {
 
     /// Connects to the serial console. One connection at a time is served; what the guest writes while there is
     /// none is lost. Whoever holds one must read it: the guest waits for a reader that does not.
-    pub async fn console(&self) -> Result<UnixStream, ControlError> {
-        connect(&self.0.dir, CONSOLE_SOCKET)
-            .await
-            .map_err(|source| ControlError::Console { path: self.0.dir.join(CONSOLE_SOCKET), source })
+    pub async fn console(&self) -> Result<Console, ControlError> {
+        let opened: io::Result<Console> = match &self.0.control {
+            Control::Qemu(_) => Qemu::console(&self.0.dir).await.map(|stream| Box::new(stream) as Console),
+        };
+        opened.map_err(|source| ControlError::Console { pid: self.pid(), source })
+    }
+
+    /// What it uses of this host.
+    pub fn usage(&self) -> io::Result<Usage> {
+        Usage::of(self.pid())
     }
 
     /// Ends the machine as a power cut would, and waits until its process is gone. One that is gone already is
@@ -175,9 +227,9 @@ impl Vm {
         }
     }
 
-    /// Ends a process that [`find_stray`](crate::find_stray) found in `dir`, and waits until it is gone. A
-    /// process that is not QEMU in that directory any more is left alone.
-    pub async fn kill_stray(pid: u32, dir: &Path) -> Result<(), KillError> {
+    /// Ends a process that [`find_strays`](crate::find_strays) found to be of user `uid`, and waits until it is gone. A
+    /// process that is not that user's any more is left alone.
+    pub async fn kill_stray(pid: u32, uid: u32) -> Result<(), KillError> {
         let signal = |source| KillError::Signal { pid, source };
         let pidfd = match process::open_pidfd(pid) {
             Ok(pidfd) => pidfd,
@@ -185,7 +237,7 @@ impl Vm {
             Err(e) => return Err(signal(e)),
         };
         // After the open, so that the check is about the process that is held.
-        if procfs::qemu_dir(pid).as_deref() != Some(dir) {
+        if procfs::uid_of(pid) != Some(uid) {
             return Ok(());
         }
         process::kill_pidfd(&pidfd).map_err(signal)?;
@@ -206,14 +258,9 @@ impl Vm {
         self.0.process.has_exited()
     }
 
-    fn control_error(&self, source: QmpError) -> ControlError {
-        ControlError::Qmp { pid: self.pid(), source }
+    fn control_error(&self, source: impl Into<BoxError>) -> ControlError {
+        ControlError::Vmm { pid: self.pid(), source: source.into() }
     }
-}
-
-async fn connect(dir: &Path, socket: &str) -> io::Result<UnixStream> {
-    let dir = process::open_dir(dir)?;
-    UnixStream::connect(process::through(&dir, socket)).await
 }
 
 fn sync_all(paths: impl IntoIterator<Item = PathBuf>) -> Result<(), SaveError> {
@@ -240,18 +287,17 @@ fn remove_partial(path: &Path) {
 pub enum ControlError {
     /// The command failed or had no answer.
     #[error("VM process {pid} did not do as told")]
-    Qmp {
+    Vmm {
         /// The VM's process.
         pid: u32,
         /// What happened.
-        #[source]
-        source: QmpError,
+        source: BoxError,
     },
     /// The serial console could not be connected to.
-    #[error("cannot connect to the console {}", path.display())]
+    #[error("cannot connect to the console of VM process {pid}")]
     Console {
-        /// The console's socket.
-        path: PathBuf,
+        /// The VM's process.
+        pid: u32,
         /// What the system said.
         #[source]
         source: io::Error,
@@ -270,27 +316,41 @@ pub enum SaveError {
         /// What it is.
         state: RunState,
     },
-    /// QEMU is told paths as absolute UTF-8 text.
-    #[error("the path {} is not absolute, or not UTF-8", .0.display())]
+    /// The path is relative.
+    #[error("the path {} is not absolute", .0.display())]
     Path(PathBuf),
+    /// A whole snapshot is of a machine that was booted to be snapshotted.
+    #[error("the machine's memory is copy-on-write: only what changed can be saved")]
+    NotShared,
+    /// The memory file of this machine is its memory.
+    #[error("the machine's memory is shared with its file: only all of it can be saved")]
+    Shared,
     /// The file system is full.
-    #[error("no room for the device state {}", path.display())]
+    #[error("no room for the snapshot {}", path.display())]
     NoRoom {
         /// The state file.
         path: PathBuf,
-        /// QEMU's answer.
-        #[source]
-        source: QmpError,
+        /// What failed for want of it.
+        source: BoxError,
     },
-    /// QEMU failed to save.
-    #[error("cannot save the device state {}", path.display())]
+    /// The VMM failed to save.
+    #[error("the VMM cannot save its devices' state")]
     Control {
+        /// Its answer.
+        source: BoxError,
+    },
+    /// The state could not be written.
+    #[error("cannot write the device state {}", path.display())]
+    Write {
         /// The state file.
         path: PathBuf,
-        /// QEMU's answer.
+        /// What the system said.
         #[source]
-        source: QmpError,
+        source: io::Error,
     },
+    /// The changed pages could not be found.
+    #[error("the guest's changed memory cannot be found")]
+    Memory(#[source] MemoryError),
     /// The state or a disk could not be made durable.
     #[error("cannot sync {}", path.display())]
     Sync {
@@ -335,8 +395,7 @@ pub enum AttachError {
         /// The VM's process.
         pid: u32,
         /// What happened.
-        #[source]
-        source: QmpError,
+        source: BoxError,
     },
     /// The daemon is shutting down.
     #[error("the program is shutting down")]

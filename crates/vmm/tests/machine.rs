@@ -1,105 +1,19 @@
-//! Real machines with a guest of a few bytes: a multiboot kernel that counts in memory and prints.
+//! Real QEMU machines with a guest of a few bytes: a multiboot kernel that counts in memory and prints.
 //!
-//! Needs `qemu-system-x86_64`; without it the tests say so and pass.
+//! Needs `qemu-system-x86_64` and root; without them the tests say so and pass.
+
+mod support;
 
 use std::fs;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
-use tokio::io::AsyncReadExt;
-use vmm::{Accel, GuestMemory, MemoryBacking, RunState, SaveError, StartError, Vm, VmSpec};
-
-const MEMORY_MIB: u64 = 32;
-/// Where the guest counts: a 32-bit number.
-const COUNTER: u64 = 0x20_0000;
-/// Pages the guest writes once, some way from each other.
-const TOUCHED: [u64; 3] = [0x30_0000, 0x30_1000, 0x80_0000];
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Header, then 32-bit code without paging.
-fn guest() -> Vec<u8> {
-    const BASE: u32 = 0x10_0000;
-    const FLAGS: u32 = 1 << 16;
-    const MAGIC: u32 = 0x1BAD_B002;
-    let mut image = Vec::new();
-    for word in [
-        MAGIC,
-        FLAGS,
-        0u32.wrapping_sub(MAGIC).wrapping_sub(FLAGS),
-        BASE,      // where this header goes
-        BASE,      // where the image goes
-        0,         // all of it is loaded
-        0,         // no bss
-        BASE + 32, // entry
-    ] {
-        image.extend(word.to_le_bytes());
-    }
-    for page in TOUCHED {
-        // mov byte [page], 0x5a
-        image.extend([0xc6, 0x05]);
-        image.extend((page as u32).to_le_bytes());
-        image.push(0x5a);
-    }
-    let start = image.len();
-    // inc dword [COUNTER]
-    image.extend([0xff, 0x05]);
-    image.extend((COUNTER as u32).to_le_bytes());
-    // test dword [COUNTER], 0x3ffff
-    image.extend([0xf7, 0x05]);
-    image.extend((COUNTER as u32).to_le_bytes());
-    image.extend(0x3ffffu32.to_le_bytes());
-    // jnz start
-    image.push(0x75);
-    image.push((start as i64 - image.len() as i64 - 1) as i8 as u8);
-    // mov dx, 0x3f8; mov al, '.'; out dx, al
-    image.extend([0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee]);
-    // jmp start
-    image.push(0xeb);
-    image.push((start as i64 - image.len() as i64 - 1) as i8 as u8);
-    image
-}
-
-/// A directory for machines; what still runs in it at the end is killed.
-struct Bench {
-    root: TempDir,
-}
+use support::{
+    Bench, COUNTER, MEMORY_MIB, PATIENCE, TOUCHED, count, has, process_is_gone, runs_as_root, wait_for_dots,
+};
+use vmm::{ChangedPages, MemoryBacking, RunState, SaveError, StartError, Vm};
 
 impl Bench {
-    fn new() -> Option<Self> {
-        if vmm::qemu_version(Path::new("qemu-system-x86_64")).is_err() {
-            println!("skipped: there is no qemu-system-x86_64");
-            return None;
-        }
-        let root = tempfile::tempdir().unwrap();
-        fs::write(root.path().join("guest"), guest()).unwrap();
-        Some(Self { root })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.root.path().join(name)
-    }
-
-    fn spec(&self, dir: &str, memory: MemoryBacking) -> VmSpec {
-        let dir = self.path(dir);
-        fs::create_dir_all(&dir).unwrap();
-        VmSpec {
-            name: "test".into(),
-            accel: Accel::Tcg,
-            vcpus: 1,
-            memory_mib: MEMORY_MIB,
-            kernel: self.path("guest"),
-            initrd: None,
-            cmdline: String::new(),
-            disks: vec![],
-            memory,
-            network: None,
-            dir,
-            binary: None,
-        }
-    }
-
     /// A base to restore from: its memory file, device state and count.
     async fn base(&self) -> (PathBuf, PathBuf, u32) {
         let memory = self.path("base");
@@ -109,8 +23,9 @@ impl Bench {
         wait_for_dots(&vm).await;
         vm.pause().await.unwrap();
         assert_eq!(vm.run_state().await.unwrap(), RunState::Paused);
-        vm.save_device_state(&state).await.unwrap();
+        vm.snapshot_full(&state).await.unwrap();
         assert!(vm.memory().is_err(), "shared memory has no pages of its own");
+        assert!(vm.snapshot_incremental(&self.path("no")).await.is_err());
         vm.kill().await.unwrap();
         let bytes = fs::read(&memory).unwrap();
         let at = COUNTER as usize;
@@ -122,43 +37,16 @@ impl Bench {
     async fn restore(&self, dir: &str, memory: &Path, state: &Path, pages: Vec<(u64, Vec<u8>)>) -> Vm {
         let spec = self.spec(dir, MemoryBacking::CopyOnWrite(memory.to_owned()));
         let begin = Instant::now();
-        let vm = Vm::restore(&spec, state, move |memory| {
-            pages.iter().try_for_each(|(offset, page)| memory.write(*offset, page))
-        })
-        .await
-        .unwrap();
+        let vm = Vm::restore(&spec, state, Some(changed(pages))).await.unwrap();
         println!("restored in {:?}", begin.elapsed());
         vm
     }
 }
 
-impl Drop for Bench {
-    fn drop(&mut self) {
-        for (pid, _) in vmm::find_stray(self.root.path()) {
-            let _ = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status();
-        }
-    }
-}
-
-async fn wait_for_dots(vm: &Vm) {
-    let mut console = vm.console().await.unwrap();
-    let mut text = [0; 3];
-    tokio::time::timeout(PATIENCE, console.read_exact(&mut text)).await.expect("the guest prints").unwrap();
-    assert_eq!(&text, b"...");
-}
-
-fn count(memory: &GuestMemory) -> u32 {
-    let mut word = [0; 4];
-    memory.read(COUNTER, &mut word).unwrap();
-    u32::from_le_bytes(word)
-}
-
-fn has(runs: &[Range<u64>], offset: u64) -> bool {
-    runs.iter().any(|run| run.contains(&offset))
-}
-
-fn process_is_gone(pid: u32) -> bool {
-    !Path::new(&format!("/proc/{pid}")).exists()
+fn changed(pages: Vec<(u64, Vec<u8>)>) -> ChangedPages {
+    let apply =
+        move |write: &mut vmm::WritePage<'_>| Ok(pages.iter().try_for_each(|(offset, page)| write(*offset, page))?);
+    ChangedPages { apply: Box::new(apply) }
 }
 
 #[tokio::test]
@@ -182,12 +70,13 @@ async fn a_machine_goes_on_from_its_base_and_its_changed_pages() {
     let second_count = count(&memory);
     assert!(second_count > base_count);
     let state = bench.path("second.state");
-    vm.save_device_state(&state).await.unwrap();
+    let changes = vm.snapshot_incremental(&state).await.unwrap();
+    assert_eq!(changes.runs(), dirty);
     let pages = dirty
         .iter()
         .map(|run| {
             let mut page = vec![0; (run.end - run.start) as usize];
-            memory.read(run.start, &mut page).unwrap();
+            changes.read(run.start, &mut page).unwrap();
             (run.start, page)
         })
         .collect();
@@ -233,7 +122,7 @@ async fn a_dropped_machine_is_found_again() {
     let pid = vm.pid();
     vm.resume().await.unwrap();
     drop(vm);
-    assert_eq!(vmm::find_stray(bench.root.path()), [(pid, fs::canonicalize(bench.path("vm")).unwrap())]);
+    assert_eq!(bench.strays(), [pid]);
 
     let vm = Vm::attach(&bench.path("vm")).await.unwrap().expect("it lives");
     assert_eq!(vm.pid(), pid);
@@ -244,7 +133,7 @@ async fn a_dropped_machine_is_found_again() {
     vm.kill().await.unwrap();
     assert!(Vm::attach(&bench.path("vm")).await.unwrap().is_none());
     assert!(Vm::attach(&bench.path("nothing")).await.unwrap().is_none());
-    assert!(vmm::find_stray(bench.root.path()).is_empty());
+    assert!(bench.strays().is_empty());
 }
 
 #[tokio::test]
@@ -282,16 +171,18 @@ async fn the_end_is_reported_and_leaves_no_zombie() {
 }
 
 #[tokio::test]
-async fn strays_are_killed_only_where_they_were_found() {
+async fn strays_are_killed_only_as_the_user_they_were_found_as() {
     let Some(bench) = Bench::new() else { return };
-    let vm = Vm::boot(&bench.spec("vm", MemoryBacking::Shared(bench.path("memory")))).await.unwrap();
-    Vm::kill_stray(vm.pid(), Path::new("/elsewhere")).await.unwrap();
+    let spec = bench.spec("vm", MemoryBacking::Shared(bench.path("memory")));
+    let uid = spec.jail.uid;
+    let vm = Vm::boot(&spec).await.unwrap();
+    Vm::kill_stray(vm.pid(), uid + 1).await.unwrap();
     assert_eq!(vm.run_state().await.unwrap(), RunState::Running);
-    let found = vmm::find_stray(bench.root.path());
-    let [(pid, dir)] = found.as_slice() else { panic!("{found:?}") };
-    Vm::kill_stray(*pid, dir).await.unwrap();
+    let found = vmm::find_strays(uid..uid + 1);
+    assert_eq!(found, [(vm.pid(), uid)]);
+    Vm::kill_stray(vm.pid(), uid).await.unwrap();
     vm.exited().await;
-    Vm::kill_stray(*pid, dir).await.unwrap();
+    Vm::kill_stray(vm.pid(), uid).await.unwrap();
 }
 
 #[tokio::test]
@@ -304,23 +195,23 @@ async fn a_failed_start_says_why_and_leaves_nothing() {
     let whole = fs::read(&state).unwrap();
     let cut = bench.path("cut.state");
     fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
-    let none = |_: &GuestMemory| Ok::<(), std::io::Error>(());
-    let error = Vm::restore(&bench.spec("cut", cow.clone()), &cut, none).await.unwrap_err();
+    let error = Vm::restore(&bench.spec("cut", cow.clone()), &cut, None).await.unwrap_err();
     println!("{error}");
     assert!(matches!(error, StartError::Exited { .. }), "{error:?}");
 
-    // A kernel that is not there: QEMU's own words are in the error.
+    // A kernel that is none: QEMU's own words are in the error.
     let mut spec = bench.spec("kernel", MemoryBacking::Shared(bench.path("m2")));
-    spec.kernel = bench.path("no-such-kernel");
+    fs::write(bench.path("no-kernel"), b"").unwrap();
+    spec.kernel = bench.path("no-kernel");
     let error = Vm::boot(&spec).await.unwrap_err();
-    assert!(error.to_string().contains("no-such-kernel"), "{error}");
+    assert!(error.to_string().contains("kernel"), "{error}");
+    // One that is not there cannot be shown to it.
+    spec.kernel = bench.path("no-such-kernel");
+    assert!(matches!(Vm::boot(&spec).await, Err(StartError::Jail { .. })));
 
     // Pages that cannot be written.
-    let error = Vm::restore(&bench.spec("pages", cow), &state, |_: &GuestMemory| {
-        Err::<(), _>(std::io::Error::other("no pages"))
-    })
-    .await
-    .unwrap_err();
+    let no_pages = ChangedPages { apply: Box::new(|_| Err("no pages".into())) };
+    let error = Vm::restore(&bench.spec("pages", cow), &state, Some(no_pages)).await.unwrap_err();
     assert!(matches!(error, StartError::WritePages { .. }), "{error:?}");
 
     // A base of another size.
@@ -330,7 +221,7 @@ async fn a_failed_start_says_why_and_leaves_nothing() {
     assert!(matches!(error, StartError::MemorySize { found: 5, .. }), "{error:?}");
 
     let begin = Instant::now();
-    while !vmm::find_stray(bench.root.path()).is_empty() {
+    while !bench.strays().is_empty() {
         assert!(begin.elapsed() < PATIENCE, "a failed start left a process");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -339,21 +230,21 @@ async fn a_failed_start_says_why_and_leaves_nothing() {
 #[tokio::test]
 async fn a_start_given_up_half_way_leaves_nothing() {
     let Some(bench) = Bench::new() else { return };
-    for millis in [0, 1, 5, 20, 40, 60] {
+    let tries = [0, 1, 5, 20, 40, 60];
+    for millis in tries {
         // A directory each: on a fast machine the later starts are over in time, and live on.
         let memory = MemoryBacking::Shared(bench.path(&format!("memory-{millis}")));
         let spec = bench.spec(&format!("vm-{millis}"), memory);
         let _ = tokio::time::timeout(Duration::from_millis(millis), Vm::boot(&spec)).await;
     }
     // A start that was not over when given up is being killed; one that was done is a machine on its own.
-    for (pid, dir) in vmm::find_stray(bench.root.path()) {
-        if let Ok(Some(vm)) = Vm::attach(&dir).await {
-            assert_eq!(vm.pid(), pid);
+    for millis in tries {
+        if let Ok(Some(vm)) = Vm::attach(&bench.path(&format!("vm-{millis}"))).await {
             vm.kill().await.unwrap();
         }
     }
     let begin = Instant::now();
-    while !vmm::find_stray(bench.root.path()).is_empty() {
+    while !bench.strays().is_empty() {
         assert!(begin.elapsed() < PATIENCE, "a start that was given up left a process");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -364,13 +255,13 @@ async fn a_save_that_fails_leaves_the_machine_usable() {
     let Some(bench) = Bench::new() else { return };
     let vm = Vm::boot(&bench.spec("vm", MemoryBacking::Shared(bench.path("memory")))).await.unwrap();
     let state = bench.path("state");
-    assert!(vm.save_device_state(&state).await.is_err(), "of a running machine");
+    assert!(vm.snapshot_full(&state).await.is_err(), "of a running machine");
     vm.pause().await.unwrap();
     let nowhere = bench.path("no/such/dir/state");
-    let error = vm.save_device_state(&nowhere).await.unwrap_err();
+    let error = vm.snapshot_full(&nowhere).await.unwrap_err();
     println!("{error}");
-    assert!(vm.save_device_state(Path::new("relative")).await.is_err());
-    vm.save_device_state(&state).await.unwrap();
+    assert!(vm.snapshot_full(Path::new("relative")).await.is_err());
+    vm.snapshot_full(&state).await.unwrap();
     vm.resume().await.unwrap();
     wait_for_dots(&vm).await;
     vm.kill().await.unwrap();
@@ -416,15 +307,51 @@ async fn a_full_disk_fails_the_save_and_nothing_else() {
     wait_for_dots(&vm).await;
     vm.pause().await.unwrap();
     let state = full.join("state");
-    let error = vm.save_device_state(&state).await.unwrap_err();
+    let error = vm.snapshot_full(&state).await.unwrap_err();
     assert!(matches!(error, SaveError::NoRoom { .. }), "{error:?}");
     assert!(!state.exists(), "half a state is left");
-    vm.save_device_state(&bench.path("state")).await.unwrap();
+    vm.snapshot_full(&bench.path("state")).await.unwrap();
     vm.resume().await.unwrap();
     wait_for_dots(&vm).await;
     vm.kill().await.unwrap();
 }
 
-fn runs_as_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
+#[tokio::test]
+async fn exactly_the_written_pages_are_dirty() {
+    use std::collections::BTreeSet;
+
+    const PAGE: u64 = 4096;
+    /// Pages whose marks are read at once.
+    const CHUNK: u64 = 128 * 1024;
+
+    let Some(bench) = Bench::new() else { return };
+    let base = bench.path("base");
+    let mut spec = bench.spec("vm", MemoryBacking::CopyOnWrite(base.clone()));
+    spec.memory_mib = 2048;
+    fs::File::create(&base).unwrap().set_len(spec.memory_mib << 20).unwrap();
+    let vm = Vm::boot(&spec).await.unwrap();
+    vm.pause().await.unwrap();
+    let memory = vm.memory().unwrap();
+    // What QEMU and the guest wrote is there from the start.
+    let before = memory.dirty().unwrap();
+    // Single pages of all alignments, over a boundary of read chunks, and the last page.
+    let pages = memory.size() / PAGE;
+    let mut written: Vec<u64> = (0..12_288).map(|i| 4096 + i * 2 + i % 3 / 2).collect();
+    written.extend(CHUNK - 2..CHUNK + 2);
+    written.push(pages - 1);
+    for &index in &written {
+        memory.write(index * PAGE, &[1]).unwrap();
+    }
+    // Reading makes a page present, not dirty.
+    memory.read((pages - 5) * PAGE, &mut [0; 1]).unwrap();
+
+    let each_page = |runs: &[std::ops::Range<u64>]| -> BTreeSet<u64> {
+        runs.iter().flat_map(|run| run.start / PAGE..run.end / PAGE).collect()
+    };
+    let mut expected = each_page(&before);
+    expected.extend(written);
+    let dirty = memory.dirty().unwrap();
+    assert!(dirty.is_sorted_by(|a, b| a.end < b.start), "runs are in order and apart");
+    assert_eq!(each_page(&dirty), expected);
+    vm.kill().await.unwrap();
 }

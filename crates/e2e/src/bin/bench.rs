@@ -63,12 +63,7 @@ fn bench(asked: &[String]) -> anyhow::Result<()> {
     let stage = Stage::set(&Source::example("flask-counter")?, 512)?;
     eprintln!("built in {:.1} s", stage.build_time.as_secs_f64());
     let model = stage.launch()?;
-    let bare = Bare::like(
-        &stage.vmm_of(&model.id)?,
-        &stage.directory_of(&model.id),
-        &stage.version_dir()?,
-        &stage.scratch("bare"),
-    )?;
+    let bare = Bare::like(&stage.vmm_of(&model.id)?, &stage.version_dir()?, &stage.scratch("bare"))?;
     let mut rows = Vec::new();
     if wanted("launch") {
         rows.extend(launch(&stage, &bare)?);

@@ -4,7 +4,8 @@
 use std::{
     collections::{BTreeSet, VecDeque},
     net::{IpAddr, Ipv4Addr},
-    path::Path,
+    ops::Range,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
@@ -27,6 +28,7 @@ pub struct PoolConfig {
 /// The namespaces of one data directory; two servers on one machine do not touch each other's.
 pub struct Pool {
     owner: String,
+    first_uid: u32,
     network: Ipv4Addr,
     config: PoolConfig,
     state: Mutex<State>,
@@ -54,8 +56,10 @@ impl Pool {
         let owner = format!("{:06x}", hash & 0xff_ffff);
         // One of the 256 /18 networks of 100.64.0.0/10 (RFC 6598), which no host address should be in.
         let network = Ipv4Addr::from(0x6440_0000 | (((hash >> 24) & 0xff) as u32) << 14);
+        // A user for each slot. 0x7000_0000 and up is what systemd's registry of users leaves to nobody; one of 32,768 ranges.
+        let first_uid = 0x7000_0000 | (((hash >> 32) as u32 & 0x7fff) * SLOTS);
         rules::install(&owner, network, 18, &config.nameservers).await?;
-        Ok(Arc::new(Self { owner, network, config, state: Mutex::default(), wanted: Notify::new() }))
+        Ok(Arc::new(Self { owner, first_uid, network, config, state: Mutex::default(), wanted: Notify::new() }))
     }
 
     /// Keeps the pool filled until the returned future is dropped.
@@ -92,6 +96,22 @@ impl Pool {
             self.locked().used.insert(slot);
         }
         Ok(namespace)
+    }
+
+    /// The user a VM in this namespace runs as, and the control group it is in: the slot's own, as the namespace is.
+    pub fn identity_of(&self, name: &str) -> Option<(u32, PathBuf)> {
+        let slot = self.slot_of(name)?;
+        Some((self.first_uid + slot, self.cgroups().join(slot.to_string())))
+    }
+
+    /// Every user a VM of this data directory may run as.
+    pub fn uids(&self) -> Range<u32> {
+        self.first_uid..self.first_uid + SLOTS
+    }
+
+    /// Where the control groups of this data directory are, below a controller's root.
+    pub fn cgroups(&self) -> PathBuf {
+        Path::new("pilotlight").join(&self.owner)
     }
 
     /// Destroys a namespace whose VM is gone, and frees its slot.

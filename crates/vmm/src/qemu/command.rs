@@ -1,10 +1,10 @@
 //! The command line: a pure function of the spec and of the descriptors the process inherits.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::os::fd::RawFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use crate::spec::{Accel, MemoryBacking, VmSpec};
+use crate::jail::opener::MEMORY_PATH;
+use crate::spec::{Accel, Arch, MemoryBacking, VmSpec};
 
 /// How the machine begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,12 +15,21 @@ pub(crate) enum Begin {
     Incoming,
 }
 
-/// Numbers of the listening sockets the process inherits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Listeners {
+/// Numbers of the descriptors the process inherits: in its jail it can open next to nothing by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Inherited {
     pub(crate) qmp: RawFd,
     pub(crate) console: RawFd,
+    /// The network card's tap.
+    pub(crate) tap: Option<RawFd>,
+    /// The disks, in order.
+    pub(crate) disks: Vec<RawFd>,
 }
+
+/// Where the jail shows the kernel.
+pub(crate) const KERNEL: &str = "/kernel";
+/// Where the jail shows its initramfs.
+pub(crate) const INITRD: &str = "/initrd";
 
 /// First PCI slot of the disks. Slots are fixed so that a device keeps its address, which the saved state names,
 /// whatever else the machine has.
@@ -31,7 +40,7 @@ const FIRST_DISK_SLOT: usize = 0x10;
 const TCG_CACHE_MIB: u32 = 256;
 
 /// All arguments after the program's name.
-pub(crate) fn arguments(spec: &VmSpec, begin: Begin, listeners: Listeners) -> Vec<OsString> {
+pub(crate) fn arguments(spec: &VmSpec, begin: Begin, inherited: &Inherited) -> Vec<OsString> {
     let mut args = Args(Vec::with_capacity(64));
     args.flags(&["-nodefaults", "-no-user-config", "-no-reboot", "-S"]);
     args.option("-display", "none");
@@ -42,37 +51,37 @@ pub(crate) fn arguments(spec: &VmSpec, begin: Begin, listeners: Listeners) -> Ve
         Accel::Kvm => ("host,migratable=on", "kvm".to_owned()),
         Accel::Tcg => ("max", format!("tcg,thread=multi,tb-size={TCG_CACHE_MIB}")),
     };
-    // mem-merge and dump-guest-core off: guests share nothing by content, and no core dump holds their memory.
-    args.option(
-        "-machine",
-        "pc-q35-6.2,usb=off,sata=off,smbus=off,vmport=off,smm=off,mem-merge=off,dump-guest-core=off,\
-         suppress-vmdesc=on,memory-backend=ram",
-    );
+    // The machine's version is pinned: a snapshot is of one machine. mem-merge and dump-guest-core off: guests share
+    // nothing by content, and no core dump holds their memory.
+    let machine = match spec.arch {
+        Arch::X86_64 => "pc-q35-6.2,usb=off,sata=off,smbus=off,vmport=off,smm=off",
+        Arch::Aarch64 => "virt-6.2,gic-version=3",
+    };
+    let common = "mem-merge=off,dump-guest-core=off,suppress-vmdesc=on,memory-backend=ram";
+    args.option("-machine", format!("{machine},{common}"));
     args.option("-accel", accel);
     args.option("-cpu", cpu);
     args.option("-smp", format!("cpus={}", spec.vcpus));
     args.option("-m", format!("size={}M", spec.memory_mib));
-    let (path, share) = match &spec.memory {
-        MemoryBacking::Shared(path) => (path, "on"),
-        MemoryBacking::CopyOnWrite(path) => (path, "off"),
+    let share = match &spec.memory {
+        MemoryBacking::Shared(_) => "on",
+        MemoryBacking::CopyOnWrite(_) => "off",
     };
-    args.with_path(
+    args.option(
         "-object",
-        &format!(
-            "memory-backend-file,id=ram,size={}M,share={share},reserve=off,prealloc=off,mem-path=",
+        format!(
+            "memory-backend-file,id=ram,size={}M,share={share},reserve=off,prealloc=off,mem-path={MEMORY_PATH}",
             spec.memory_mib
         ),
-        path.as_os_str(),
-        "",
     );
 
-    for (chardev, fd) in [("qmp", listeners.qmp), ("console", listeners.console)] {
+    for (chardev, fd) in [("qmp", inherited.qmp), ("console", inherited.console)] {
         args.option("-chardev", format!("socket,id={chardev},fd={fd},server=on,wait=off"));
     }
     args.option("-mon", "chardev=qmp,mode=control");
     args.option("-serial", "chardev:console");
 
-    for (index, disk) in spec.disks.iter().enumerate() {
+    for (index, (disk, fd)) in spec.disks.iter().zip(&inherited.disks).enumerate() {
         // Through the page cache, and a guest's flush does not wait for the device: after a power cut the VM's
         // memory is gone and with it the use of its disk. What must last is synced when the state is saved.
         let mode = if disk.read_only {
@@ -80,19 +89,21 @@ pub(crate) fn arguments(spec: &VmSpec, begin: Begin, listeners: Listeners) -> Ve
         } else {
             "read-only=off,discard=unmap,detect-zeroes=unmap,cache.no-flush=on"
         };
-        args.with_path(
+        args.option("-add-fd", format!("fd={fd},set={index},opaque=disk{index}"));
+        args.option(
             "-blockdev",
-            &format!("driver=raw,node-name=disk{index},{mode},file.driver=file,file.aio=threads,file.filename="),
-            disk.path.as_os_str(),
-            "",
+            format!(
+                "driver=raw,node-name=disk{index},{mode},file.driver=file,file.aio=threads,\
+                 file.filename=/dev/fdset/{index}"
+            ),
         );
         args.option(
             "-device",
             format!("virtio-blk-pci,id=vd{index},drive=disk{index},addr={:#x}", FIRST_DISK_SLOT + index),
         );
     }
-    if let Some(network) = &spec.network {
-        args.option("-netdev", format!("tap,id=net0,ifname={},script=no,downscript=no,vhost=off", network.tap));
+    if let (Some(network), Some(tap)) = (&spec.network, inherited.tap) {
+        args.option("-netdev", format!("tap,id=net0,fd={tap},vhost=off"));
         let [a, b, c, d, e, f] = network.guest_mac;
         args.option(
             "-device",
@@ -101,14 +112,14 @@ pub(crate) fn arguments(spec: &VmSpec, begin: Begin, listeners: Listeners) -> Ve
             ),
         );
     }
-    args.option("-object", "rng-random,id=random,filename=/dev/urandom");
+    args.option("-object", "rng-builtin,id=random");
     args.option("-device", "virtio-rng-pci,id=rng0,rng=random,addr=0x3");
 
     match begin {
         Begin::Boot => {
-            args.with_path("-kernel", "", spec.kernel.as_os_str(), "");
-            if let Some(initrd) = &spec.initrd {
-                args.with_path("-initrd", "", initrd.as_os_str(), "");
+            args.option("-kernel", KERNEL);
+            if spec.initrd.is_some() {
+                args.option("-initrd", INITRD);
             }
             if !spec.cmdline.is_empty() {
                 args.option("-append", &spec.cmdline);
@@ -136,30 +147,21 @@ impl Args {
         self.0.push(flag.into());
         self.0.push(value.into());
     }
-
-    /// An option whose value holds a path. Inside a list of `key=value` a comma in the path is doubled; an
-    /// option that is only a path is taken as it is.
-    fn with_path(&mut self, flag: &str, before: &str, path: &OsStr, after: &str) {
-        let mut value = before.as_bytes().to_vec();
-        for &byte in path.as_bytes() {
-            value.push(byte);
-            if byte == b',' && !before.is_empty() {
-                value.push(b',');
-            }
-        }
-        value.extend_from_slice(after.as_bytes());
-        self.option(flag, OsString::from_vec(value));
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Disk, Network};
+    use crate::jail::{Jail, Limits};
+    use crate::spec::{Disk, Driver, Network};
 
     fn spec() -> VmSpec {
         VmSpec {
             name: "vm-1".into(),
+            driver: Driver::Qemu,
+            program: crate::jail::Program::pretend(),
+            jail: Jail { uid: 1, cgroup: None, limits: Limits::of(2) },
+            arch: Arch::host().expect("tests run where guests do"),
             accel: Accel::Tcg,
             vcpus: 2,
             memory_mib: 512,
@@ -177,14 +179,14 @@ mod tests {
                 guest_mac: [2, 0, 0, 0, 0, 0xab],
             }),
             dir: "/vm".into(),
-            binary: None,
         }
     }
 
     fn line(spec: &VmSpec, begin: Begin) -> Vec<String> {
-        arguments(spec, begin, Listeners { qmp: 7, console: 8 })
+        let tap = spec.network.as_ref().map(|_| 9);
+        arguments(spec, begin, &Inherited { qmp: 7, console: 8, tap, disks: vec![10, 11] })
             .into_iter()
-            .map(|arg| arg.into_string().expect("test paths are UTF-8"))
+            .map(|arg| arg.into_string().expect("arguments are UTF-8"))
             .collect()
     }
 
@@ -194,12 +196,14 @@ mod tests {
     }
 
     #[test]
-    fn commas_in_paths_cannot_become_options() {
+    fn no_path_of_the_host_is_told() {
         let line = line(&spec(), Begin::Boot);
-        assert!(line.iter().any(|arg| arg.ends_with("mem-path=/mem,,ory")));
-        assert!(line.iter().any(|arg| arg.ends_with("file.filename=/data/a,,b/root")));
-        assert_eq!(value(&line, "-kernel"), Some("/k,ernel"));
         assert_eq!(value(&line, "-append"), Some("console=ttyS0 a,b"));
+        for arg in &line {
+            for path in ["/k,ernel", "/data", "/scratch", "/mem,ory", "/run", "/vm"] {
+                assert!(!arg.contains(path), "{arg} tells of {path}");
+            }
+        }
     }
 
     #[test]
@@ -225,10 +229,18 @@ mod tests {
     }
 
     #[test]
-    fn names_that_would_be_read_as_options_are_refused() {
+    fn what_would_be_misread_is_refused() {
+        use crate::spec::SpecError;
+
         for name in ["", "a,process=b", "a b", "a/b"] {
             assert!(VmSpec { name: name.into(), ..spec() }.check().is_err(), "{name:?}");
         }
         assert!(spec().check().is_ok());
+        let mut root = spec();
+        root.jail.uid = 0;
+        assert!(matches!(root.check(), Err(SpecError::Root)));
+        let other = if Arch::host() == Some(Arch::X86_64) { Arch::Aarch64 } else { Arch::X86_64 };
+        assert!(VmSpec { arch: other, ..spec() }.check().is_ok(), "emulated");
+        assert!(matches!(VmSpec { arch: other, accel: Accel::Kvm, ..spec() }.check(), Err(SpecError::Foreign { .. })));
     }
 }
