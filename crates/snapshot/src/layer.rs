@@ -1,7 +1,7 @@
 //! Reading a layer: verified from the first byte to the last before a byte of it is used.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -22,12 +22,17 @@ pub struct Layer {
 
 /// Opens a layer and verifies all of it but the page data.
 pub fn open_layer(path: &Path) -> Result<Layer, ReadError> {
+    let file = File::open(path).map_err(|source| ReadError::Read { path: path.to_owned(), source })?;
+    layer_of(file, path)
+}
+
+/// Verifies all of an open layer but the page data; `path` is what errors call it.
+pub(crate) fn layer_of(file: File, path: &Path) -> Result<Layer, ReadError> {
     let failed = |source| ReadError::Read { path: path.to_owned(), source };
     let damaged = |what: String| ReadError::Damaged { path: path.to_owned(), what };
-    let mut file = File::open(path).map_err(failed)?;
     let found = file.metadata().map_err(failed)?.len();
     let mut bytes = [0; HEADER];
-    match file.read_exact(&mut bytes) {
+    match file.read_exact_at(&mut bytes, 0) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
             return Err(damaged(format!("{found} bytes are shorter than its header")));
@@ -94,6 +99,21 @@ impl Layer {
             }
         }
         runs
+    }
+
+    /// The file's descriptor, and the bytes of it that end with the last page.
+    pub(crate) fn data(&self) -> (&File, u64) {
+        (&self.file, self.pieces().filter_map(|(_, at)| at).map(|at| at.end).last().unwrap_or(0))
+    }
+
+    /// The runs of the table, in order, each with where in the file its pages are; nowhere if they are zeroes.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = (Range<u64>, Option<Range<u64>>)> {
+        let mut at = HEADER as u64;
+        self.table.iter().map(move |run| {
+            let data = (!run.zero).then(|| at..at + (run.range.end - run.range.start));
+            at = data.as_ref().map_or(at, |data| data.end);
+            (run.range.clone(), data)
+        })
     }
 
     /// Verifies the page data.

@@ -5,13 +5,17 @@
 //! The manifest is written last; whoever renames the directory decides when the snapshot counts. Everything is written under a
 //! temporary name, synced and renamed, so a file under its own name is whole, and every file is verified before
 //! a byte of it is used.
-#![forbid(unsafe_code)]
+//!
+//! A suspended microVM comes back with its memory served on demand: [`pager`] is the program that does it.
+#![deny(unsafe_code)]
 
 mod copy;
 mod durable;
 mod format;
 mod layer;
 mod manifest;
+pub mod pager;
+mod sys;
 mod write;
 
 pub use copy::{CopyError, copy_sparse};
