@@ -56,27 +56,28 @@ struct Api {
 }
 
 /// An ioctl's number from its direction, number and argument, as `_IOC` of asm-generic/ioctl.h with type 0xAA.
-const fn request(direction: u64, number: u64, size: usize) -> u64 {
-    direction << 30 | (size as u64) << 16 | 0xAA << 8 | number
+const fn request(direction: u32, number: u32, size: usize) -> libc::Ioctl {
+    // Signed in one C library, unsigned in the other; the bits are the same.
+    (direction << 30 | (size as u32) << 16 | 0xAA << 8 | number) as libc::Ioctl
 }
 
-const READ: u64 = 2;
-const READ_WRITE: u64 = 3;
-const UFFDIO_REGISTER: u64 = request(READ_WRITE, 0x00, size_of::<Register>());
-const UFFDIO_WAKE: u64 = request(READ, 0x02, size_of::<Span>());
-const UFFDIO_COPY: u64 = request(READ_WRITE, 0x03, size_of::<Copy>());
-const UFFDIO_ZEROPAGE: u64 = request(READ_WRITE, 0x04, size_of::<Zero>());
-const UFFDIO_API: u64 = request(READ_WRITE, 0x3F, size_of::<Api>());
-const USERFAULTFD_IOC_NEW: u64 = request(0, 0x00, 0);
+const READ: u32 = 2;
+const READ_WRITE: u32 = 3;
+const UFFDIO_REGISTER: libc::Ioctl = request(READ_WRITE, 0x00, size_of::<Register>());
+const UFFDIO_WAKE: libc::Ioctl = request(READ, 0x02, size_of::<Span>());
+const UFFDIO_COPY: libc::Ioctl = request(READ_WRITE, 0x03, size_of::<Copy>());
+const UFFDIO_ZEROPAGE: libc::Ioctl = request(READ_WRITE, 0x04, size_of::<Zero>());
+const UFFDIO_API: libc::Ioctl = request(READ_WRITE, 0x3F, size_of::<Api>());
+const USERFAULTFD_IOC_NEW: libc::Ioctl = request(0, 0x00, 0);
 
 // The sizes are in the numbers, so this holds both to linux/userfaultfd.h.
 const _: () = {
-    assert!(UFFDIO_REGISTER == 0xC020_AA00);
-    assert!(UFFDIO_WAKE == 0x8010_AA02);
-    assert!(UFFDIO_COPY == 0xC028_AA03);
-    assert!(UFFDIO_ZEROPAGE == 0xC020_AA04);
-    assert!(UFFDIO_API == 0xC018_AA3F);
-    assert!(USERFAULTFD_IOC_NEW == 0xAA00);
+    assert!(UFFDIO_REGISTER as u32 == 0xC020_AA00);
+    assert!(UFFDIO_WAKE as u32 == 0x8010_AA02);
+    assert!(UFFDIO_COPY as u32 == 0xC028_AA03);
+    assert!(UFFDIO_ZEROPAGE as u32 == 0xC020_AA04);
+    assert!(UFFDIO_API as u32 == 0xC018_AA3F);
+    assert!(USERFAULTFD_IOC_NEW as u32 == 0xAA00);
     assert!(size_of::<usize>() == size_of::<u64>());
 };
 

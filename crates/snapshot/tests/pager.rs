@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use rustix::process::Signal;
-use snapshot::pager::{GuestMemory, TouchedError, read_touched, send, write_touched};
+use snapshot::pager::{GuestMemory, TouchedError, read_touched, send_with_descriptors as send, write_touched};
 use support::{Files, PAGE, Pager, eventually, guest, in_time, present, recorded};
 
 /// Numbers below `count` in an order without a pattern.
@@ -210,6 +210,34 @@ fn removed_pages_are_zeroes_even_while_prefetching() {
     }
 }
 
+#[test]
+fn a_pager_with_nothing_to_do_sleeps_and_is_small() {
+    let files = Files::new(1024);
+    let Some(memory) = guest(files.bytes()).map(Arc::new) else { return };
+    let pager = files.pager_with_layer();
+    let connection = pager.serve(&memory);
+    check(&memory, 0..1024, true);
+    let idle = |what: &str| {
+        let before = pager.busy();
+        thread::sleep(Duration::from_millis(400));
+        let used = pager.busy() - before;
+        println!("a pager {what} for 400 ms: {used:?} of processor time");
+        assert!(used < Duration::from_millis(40), "{what}: {used:?} in 400 ms");
+    };
+    idle("idle");
+    println!("an idle pager: {}", pager.resident());
+    // What the VMM sends later, and that it hangs up, is nothing to react to while its process lives. That the pager
+    // has hung up, having its process to watch, is no fault of the VMM's either.
+    let _ = send(&connection, &[b'x'; 4096], &[]);
+    idle("talked to");
+    drop(connection);
+    idle("hung up on");
+    let other = UnixStream::connect(&pager.socket);
+    assert!(other.is_err(), "there is one VM for a pager");
+    memory.remove(0..PAGE).unwrap();
+    in_time(move || assert!(read_page(&memory, 0) == [0; PAGE as usize], "it serves all the same"));
+}
+
 /// Not a test: the VMM of the next one.
 #[test]
 fn plays_a_vmm() {
@@ -365,7 +393,12 @@ fn measures() {
         base.write_all_at(&[0x5A; 1 << 20], at).unwrap();
     }
     let paths = [files.path("base"), files.path("touched")];
-    let orders = [("in order", (0..BYTES / PAGE).collect()), ("at random", shuffled(BYTES / PAGE, 4))];
+    let orders = [
+        ("in order", (0..BYTES / PAGE).collect()),
+        ("at random", shuffled(BYTES / PAGE, 4)),
+        // No neighbour is ever wanted.
+        ("far apart", shuffled(BYTES / PAGE / 16, 4).into_iter().map(|page| page * 16 + 7).collect::<Vec<_>>()),
+    ];
     // Recording gives single pages: what a fault costs when no neighbour came before it.
     for (how, names) in [("alone", &["--base-fd", "--record-fd"][..]), ("with neighbours", &["--base-fd"])] {
         for (order, pages) in &orders {
@@ -380,7 +413,7 @@ fn measures() {
             println!("a page of 4 KiB {order}, {how}: {:?}", begin.elapsed() / TOUCHES);
         }
     }
-    for pages in [1, 4, 16, 32_768] {
+    for pages in [1, 4, 16, 32_768, 32_768] {
         let Some(memory) = guest(BYTES) else { return };
         // Every second run of this many pages.
         let run = pages * PAGE;
@@ -399,4 +432,4 @@ fn measures() {
 }
 
 /// Pages touched to measure what one costs.
-const TOUCHES: u32 = 32_768;
+const TOUCHES: u32 = 8192;

@@ -184,3 +184,33 @@ pub enum MeetError {
     #[error("the VMM sent something that is no userfaultfd of this memory")]
     NotUserfaultfd(#[source] io::Error),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    fn has_ended(life: &Life) -> bool {
+        rustix::event::poll(&mut [life.poll_fd()], Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
+    }
+
+    #[test]
+    fn where_only_the_connection_tells_its_end_is_the_end() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let life = Life::Connection(ours.into());
+        theirs.write_all(b"what nobody asked for").unwrap();
+        assert!(!has_ended(&life));
+        drop(theirs);
+        assert!(has_ended(&life));
+    }
+
+    #[test]
+    fn where_the_process_is_known_the_connection_tells_nothing() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let life = Life::of(ours.into());
+        assert!(matches!(life, Life::Process(_)));
+        drop(theirs);
+        assert!(!has_ended(&life));
+    }
+}

@@ -41,7 +41,7 @@ impl GuestMemory {
         let message = format!(
             "[{{\"base_host_virt_addr\":{address},\"size\":{bytes},\"offset\":0,\"page_size\":4096,\"page_size_kib\":4096}}]"
         );
-        send(pager, message.as_bytes(), &[self.userfaultfd()])
+        send_with_descriptors(pager, message.as_bytes(), &[self.userfaultfd()])
     }
 
     /// Copies memory out, byte by byte, waiting for pages that are missing.
@@ -61,7 +61,7 @@ impl GuestMemory {
 }
 
 /// Sends a message with descriptors, at most 8.
-pub fn send(socket: &UnixStream, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub fn send_with_descriptors(socket: &UnixStream, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {

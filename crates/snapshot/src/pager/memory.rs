@@ -11,9 +11,9 @@ use super::source::Source;
 use crate::format::PAGE;
 use crate::sys::{self, Filled};
 
-/// The window of pages filled at a fault, aligned to its size, in bytes: 4 pages. A fault costs many times what copying
-/// a page does, so the neighbours come almost for free in time; but each is a page of the host's memory that this VM
-/// does not share any more, whether it is used or not.
+/// The window of pages filled at a fault, aligned to its size, in bytes: 4 pages. Measured, a page costs 11 µs by itself.
+/// In windows of 16 KiB it costs 4 µs where the guest wants the neighbours and 17 µs where it never does; of 64 KiB, 2.5
+/// and 33. And each neighbour is a page of the host's memory that this VM does not share any more, used or not.
 pub(crate) const FAULT_AROUND: u64 = 16 << 10;
 /// The same for pages of zeroes, which stay shared until written to.
 pub(crate) const ZERO_AROUND: u64 = 64 << 10;

@@ -14,7 +14,8 @@
 //! it, the worst is to make it give up, and the VM with it.
 //!
 //! Its death is the VM's: Firecracker keeps the userfaultfd open, so a vCPU that touches a missing page waits for ever.
-//! Whoever started the pager must watch it and end the VM in that case.
+//! Whoever started the pager must watch it and end the VM in that case; and who ends the pager with SIGTERM, to have
+//! what was touched recorded, ends the VM as well.
 
 mod accept;
 mod command;
@@ -30,7 +31,7 @@ mod touched;
 
 pub use accept::MeetError;
 pub use command::{Arguments, CommandError, DEFAULT_PATIENCE, UsageError};
-pub use guest::{GuestMemory, send};
+pub use guest::{GuestMemory, send_with_descriptors};
 pub use handshake::{HandshakeError, MAX_MESSAGE, MAX_REGIONS, Region, Regions, parse_handshake};
 pub use memory::FillError;
 pub use serve::{Pager, PagerError, Served};

@@ -31,10 +31,10 @@ pub(crate) struct Prefetch {
 }
 
 impl Prefetch {
-    pub(crate) fn new(touched: &[Range<u64>]) -> io::Result<Self> {
+    pub(crate) fn new(touched: Vec<Range<u64>>) -> io::Result<Self> {
         let progress = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let (warm, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Ok(Self { groups: grouped(touched), warm, progress, stop })
+        Ok(Self { groups: grouped(&touched), warm, progress, stop })
     }
 
     /// Reads everything, in order. Run by the thread that waits for the disk.
@@ -153,6 +153,7 @@ fn joined(mut runs: Vec<Range<u64>>) -> Vec<Range<u64>> {
         }
         joins
     });
+    runs.shrink_to_fit();
     runs
 }
 

@@ -70,7 +70,8 @@ impl Pager {
         let Some(vmm) = vmm else { return Ok(Served::default()) };
         // Whoever else connects is told so instead of waiting for ever.
         drop(self.listener);
-        let prefetch = Prefetch::new(&self.prefetch).map_err(PagerError::Prefetch)?;
+        let prefetches = !self.prefetch.is_empty();
+        let prefetch = Prefetch::new(self.prefetch).map_err(PagerError::Prefetch)?;
         let Vmm { uffd, regions, life } = vmm;
         let mut server = Server {
             memory: Memory::new(uffd, regions, &source, self.memory_bytes, self.record.is_none()),
@@ -79,7 +80,7 @@ impl Pager {
             served: Served::default(),
         };
         thread::scope(|scope| {
-            if !self.prefetch.is_empty() {
+            if prefetches {
                 let warm = || prefetch.warm(&source);
                 let thread = thread::Builder::new().name("warm".into()).stack_size(WARM_STACK);
                 thread.spawn_scoped(scope, warm).map_err(PagerError::Prefetch)?;

@@ -173,6 +173,12 @@ impl Pager {
         (self.child.wait().unwrap(), said)
     }
 
+    /// Processor time its serving thread has used so far.
+    pub fn busy(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/schedstat", self.child.id())).unwrap();
+        Duration::from_nanos(stat.split(' ').next().unwrap().parse().unwrap())
+    }
+
     /// The lines of its status about resident memory.
     pub fn resident(&self) -> String {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
