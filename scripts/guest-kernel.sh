@@ -4,6 +4,7 @@
 #   guest-kernel.sh OUTDIR
 #
 # OUTDIR/vmlinuz         the kernel
+# OUTDIR/vmlinux         the same, uncompressed, as Firecracker boots it
 # OUTDIR/modules/        the modules a microVM needs, uncompressed, and `order`: their names in loading order
 # OUTDIR/kernel.version  its release, such as 6.1.0-56-cloud-amd64; written last, so it says that the rest is whole
 #
@@ -20,6 +21,32 @@ say() { echo "guest-kernel: $*"; }
 [[ $# -eq 1 ]] || fail "usage: guest-kernel.sh OUTDIR"
 out=$1
 
+# uncompress VMLINUZ VMLINUX: by the header of Linux's x86 boot protocol, which says where the payload is; its last four
+# bytes are the size of what it unpacks to.
+uncompress() {
+  local setup offset length
+  setup=$(od -An -tu1 -j497 -N1 "$1")
+  offset=$(od -An -tu4 -j584 -N4 "$1")
+  length=$(od -An -tu4 -j588 -N4 "$1")
+  local end=$(((setup + 1) * 512 + offset + length - 4))
+  # In this order neither closes a pipe that is still written to.
+  payload() { head -c "$end" "$1" | tail -c "$((length - 4))"; }
+  case $(payload "$1" | od -An -tx1 -N4 | tr -d ' ') in
+    fd377a58) payload "$1" | xz -dc ;;
+    28b52ffd) payload "$1" | zstd -qdc ;;
+    02214c18) payload "$1" | lz4 -dc ;;
+    1f8b*) payload "$1" | gzip -dc ;;
+    *) fail "$1 is compressed in a way this script does not know" ;;
+  esac >"$2.new"
+  [[ $(od -An -c -N4 "$2.new" | tr -d ' ') == 177ELF ]] || fail "what is in $1 is no ELF kernel"
+  chmod 0644 "$2.new"
+  mv "$2.new" "$2"
+}
+
+# One that was fetched before there was a use for it.
+if [[ -s $out/kernel.version && -s $out/vmlinuz && ! -s $out/vmlinux && $(uname -m) == x86_64 ]]; then
+  uncompress "$out/vmlinuz" "$out/vmlinux"
+fi
 if [[ -s $out/kernel.version && -s $out/vmlinuz && -s $out/modules/order ]]; then
   say "$(<"$out/kernel.version") is already in $out"
   exit 0
@@ -31,9 +58,9 @@ case $(uname -m) in
   *) fail "no cloud kernel is known for $(uname -m)" ;;
 esac
 
-for tool in mmdebstrap depmod xz zstd; do
+for tool in mmdebstrap depmod xz zstd lz4; do
   PATH=$PATH:/usr/sbin:/sbin command -v "$tool" >/dev/null ||
-    fail "$tool is missing; install it with: apt-get install mmdebstrap kmod xz-utils zstd"
+    fail "$tool is missing; install it with: apt-get install mmdebstrap kmod xz-utils zstd lz4"
 done
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -86,5 +113,7 @@ done
 rm -rf "$out/modules"
 mv "$work/modules" "$out/modules"
 install -m 0644 "$vmlinuz" "$out/vmlinuz"
+# Arm's kernels are not compressed in this way.
+[[ $(uname -m) != x86_64 ]] || uncompress "$out/vmlinuz" "$out/vmlinux"
 echo "$release" >"$out/kernel.version"
 say "$release with $(wc -l <"$out/modules/order") modules is in $out"

@@ -13,7 +13,7 @@ readonly packages=(
   # runs microVMs
   qemu-system-x86 nftables iproute2 kmod e2fsprogs
   # builds their images
-  buildah erofs-utils mmdebstrap debian-archive-keyring util-linux cpio xz-utils zstd ca-certificates
+  buildah erofs-utils mmdebstrap debian-archive-keyring util-linux cpio xz-utils zstd lz4 ca-certificates
   # builds Pilotlight
   gcc libc6-dev pkg-config
   # runs the demo and the tests: Python resolves *.localhost only with libnss-myhostname

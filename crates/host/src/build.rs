@@ -167,11 +167,13 @@ impl LocalHost {
         if !capacity::has_room(version.dir(), 0).unwrap_or(true) {
             return Err(disk_full());
         }
-        let (dir, accel) = (VersionFiles::at(version.dir().clone()), self.config.accel);
-        let (size, qemu) = (spec.size, self.config.qemu.clone());
-        blocking(move || manifest::write_version(&dir, size, accel, qemu.as_deref()))
-            .await
-            .map_err(|error| self.internal_or_disk_full("the snapshot cannot be written", &error))
+        let (dir, size, config) = (VersionFiles::at(version.dir().clone()), spec.size, self.config.clone());
+        blocking(move || {
+            seal(&dir)?;
+            manifest::write_version(&dir, size, &config)
+        })
+        .await
+        .map_err(|error| self.internal_or_disk_full("the snapshot cannot be written", &error))
     }
 
     /// Runs `/validate` on a VM restored from the new snapshot. Nothing done there is kept.
@@ -419,6 +421,18 @@ fn app_spec(spec: &BuildSpec, config: &ImageConfig, nameservers: &[std::net::IpA
         all_capabilities: spec.all_capabilities,
         nameservers: nameservers.iter().map(ToString::to_string).collect(),
     })
+}
+
+/// Makes a version's files root's and read-only: the VM they were made in may have owned some, and the jails of others
+/// open them by path.
+fn seal(version: &VersionFiles) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+
+    for file in [version.root_disk(), version.scratch_disk(), version.memory(), version.device_state()] {
+        std::os::unix::fs::chown(&file, Some(0), Some(0))?;
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o444))?;
+    }
+    Ok(())
 }
 
 fn weigh(version: &VersionFiles, code_install_bytes: u64) -> Result<BuildReport, BuildFailure> {

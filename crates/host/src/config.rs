@@ -15,8 +15,12 @@ pub struct HostConfig {
     pub initramfs: PathBuf,
     /// How guests are executed.
     pub accel: vmm::Accel,
-    /// The QEMU program; from PATH when absent.
-    pub qemu: Option<PathBuf>,
+    /// Which VMM runs guests.
+    pub driver: vmm::Driver,
+    /// That VMM's program: a path, or a name to be found on the PATH.
+    pub vmm: PathBuf,
+    /// The pager's program, which Firecracker needs.
+    pub pager: PathBuf,
     /// Where the container builder keeps its layers and base images.
     pub builder_storage: PathBuf,
     /// Where the zips of builds come from.

@@ -2,13 +2,14 @@
 
 use std::{
     io,
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use api::{host::MicrovmSpec, ids::VmId};
 use snapshot::Layer;
-use vmm::{Accel, Arch, ChangedPages, Disk, Driver, Jail, Limits, MemoryBacking, Network, Vm, VmSpec};
+use vmm::{Accel, Arch, ChangedPages, Disk, Jail, Limits, MemoryBacking, Network, Vm, VmSpec};
 
 use crate::{
     agent::{Agent, AgentError},
@@ -97,8 +98,9 @@ pub fn vm_spec(
     let (uid, cgroup) = host.pool.identity_of(namespace.name()).expect("a namespace of the pool has a slot");
     VmSpec {
         name,
-        driver: Driver::Qemu,
+        driver: config.driver,
         program: host.program.clone(),
+        pager: host.pager.clone(),
         jail: Jail { uid, cgroup: Some(cgroup), limits: limits(size) },
         arch: Arch::X86_64,
         accel: config.accel,
@@ -129,11 +131,11 @@ pub async fn restore(
     version: &VersionFiles,
     files: &MicrovmFiles,
     device_state: &std::path::Path,
-    layer: Option<Layer>,
+    layer: Option<(PathBuf, Layer)>,
 ) -> Result<Restored, LaunchError> {
     let pool = &host.pool;
-    let (version_files, accel) = (version.clone(), host.config.accel);
-    tokio::task::spawn_blocking(move || manifest::check_version(&version_files, accel))
+    let (version_files, driver, accel) = (version.clone(), host.config.driver, host.config.accel);
+    tokio::task::spawn_blocking(move || manifest::check_version(&version_files, driver, accel))
         .await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
         .map_err(LaunchError::Snapshot)?;
@@ -151,7 +153,8 @@ pub async fn restore(
         let memory = MemoryBacking::CopyOnWrite(version.memory());
         let name = spec.microvm_id.to_string();
         let vm_spec = vm_spec(host, name, spec.size, version, files, memory, &namespace);
-        let pages = layer.map(|layer| ChangedPages {
+        let pages = layer.map(|(file, layer)| ChangedPages {
+            file,
             apply: Box::new(move |write| Ok(layer.apply(&mut |offset, page| write(offset, page))?)),
         });
         Vm::restore(&vm_spec, device_state, pages).await.map_err(LaunchError::Restore)

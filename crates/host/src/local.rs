@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    path::Path,
     sync::{Arc, Mutex},
 };
 
@@ -38,6 +37,8 @@ pub struct LocalHost {
     pub(crate) builder: Builder,
     /// What VMs are run with.
     pub(crate) program: vmm::Program,
+    /// What serves their page faults, where a VMM does not do so itself.
+    pub(crate) pager: Option<vmm::Program>,
     machines: Mutex<HashMap<MicrovmId, Arc<Machine>>>,
     events: mpsc::UnboundedSender<HostEvent>,
     next_event: tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>,
@@ -58,12 +59,17 @@ impl LocalHost {
         let pool = PoolConfig { ready: config.namespaces_ready, nameservers: config.nameservers.clone() };
         let pool = Pool::start(data, pool).await.map_err(StartError::Network)?;
         let builder = Builder::new(builder::BuilderConfig::new(config.builder_storage.clone(), data.join("builder")));
-        let (qemu, programs) = (config.qemu.clone(), data.join("programs"));
-        let copied = tokio::task::spawn_blocking(move || {
-            vmm::Program::qemu(qemu.as_deref().unwrap_or(Path::new("qemu-system-x86_64")), &programs)
+        let (driver, vmm, pager) = (config.driver, config.vmm.clone(), config.pager.clone());
+        let programs = data.join("programs");
+        let copied = tokio::task::spawn_blocking(move || match driver {
+            vmm::Driver::Qemu => Ok((vmm::Program::qemu(&vmm, &programs)?, None)),
+            vmm::Driver::Firecracker => {
+                let pager = vmm::Program::plain(&pager, &programs)?;
+                Ok((vmm::Program::plain(&vmm, &programs)?, Some(pager)))
+            }
         });
-        let program = copied.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        let program = program.map_err(StartError::Program)?;
+        let copied = copied.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let (program, pager) = copied.map_err(StartError::Program)?;
         // Unbounded, but each running microVM puts in one event at most.
         let (events, next_event) = mpsc::unbounded_channel();
         Ok(Arc::new_cyclic(|itself| Self {
@@ -71,6 +77,7 @@ impl LocalHost {
             pool,
             builder,
             program,
+            pager,
             machines: Mutex::default(),
             events,
             next_event: tokio::sync::Mutex::new(next_event),
@@ -170,8 +177,8 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
-    /// QEMU cannot be made ready for its jail.
-    #[error("cannot prepare QEMU")]
+    /// The VMM cannot be made ready for its jail.
+    #[error("cannot prepare the VMM")]
     Program(#[source] vmm::ProgramError),
     /// The packet rules cannot be installed.
     #[error("cannot set up the network of microVMs")]

@@ -4,9 +4,10 @@ use std::{fs::File, io, path::Path};
 
 use api::size::Size;
 use snapshot::{FileEntry, Manifest, ManifestError, ReadError, WriteError};
-use vmm::Accel;
+use vmm::{Accel, Driver};
 
 use crate::{
+    config::HostConfig,
     files::{SuspendedFiles, VersionFiles},
     launch::accel_name,
 };
@@ -35,17 +36,20 @@ pub enum DamagedError {
         /// What it was built with.
         built: String,
         /// What this host uses.
-        here: &'static str,
+        here: String,
     },
 }
 
 /// Checks that a version is whole, and fit to be restored with this accelerator. Reads the devices' state, not the large
 /// files.
-pub fn check_version(files: &VersionFiles, accel: Accel) -> Result<(), DamagedError> {
+pub fn check_version(files: &VersionFiles, driver: Driver, accel: Accel) -> Result<(), DamagedError> {
     let manifest = read(&files.manifest(), VERSION_KIND)?;
     manifest.verify_files(files.dir()).map_err(DamagedError::Manifest)?;
-    let (built, here) = (manifest.vm["accelerator"].as_str().unwrap_or_default(), accel_name(accel));
-    if built == here { Ok(()) } else { Err(DamagedError::Accelerator { built: built.to_owned(), here }) }
+    // Before there was a choice, it was QEMU.
+    let built_driver = manifest.vm["driver"].as_str().unwrap_or(Driver::Qemu.name());
+    let built = format!("{built_driver} ({})", manifest.vm["accelerator"].as_str().unwrap_or_default());
+    let here = format!("{} ({})", driver.name(), accel_name(accel));
+    if built == here { Ok(()) } else { Err(DamagedError::Accelerator { built, here }) }
 }
 
 fn read(path: &Path, kind: &str) -> Result<Manifest, DamagedError> {
@@ -54,7 +58,7 @@ fn read(path: &Path, kind: &str) -> Result<Manifest, DamagedError> {
 }
 
 /// Makes a version's files last, then says what they are.
-pub fn write_version(files: &VersionFiles, size: Size, accel: Accel, qemu: Option<&Path>) -> io::Result<()> {
+pub fn write_version(files: &VersionFiles, size: Size, config: &HostConfig) -> io::Result<()> {
     let dir = files.dir();
     let mut entries = Vec::new();
     // Only the devices' state is summed: the other files are sparse and large, and are not read whole at a launch.
@@ -63,12 +67,17 @@ pub fn write_version(files: &VersionFiles, size: Size, accel: Accel, qemu: Optio
         File::open(dir.join(name))?.sync_all()?;
         entries.push(FileEntry::of(dir, name, summed).map_err(io::Error::other)?);
     }
-    let qemu = vmm::qemu_version(qemu.unwrap_or(Path::new("qemu-system-x86_64"))).map_err(io::Error::other)?;
+    let version = match config.driver {
+        Driver::Qemu => vmm::qemu_version(&config.vmm),
+        Driver::Firecracker => vmm::firecracker_version(&config.vmm),
+    };
+    let version = version.map_err(io::Error::other)?;
     let machine = serde_json::json!({
         "memory_mib": size.guest_memory_mib(),
         "vcpus": size.vcpus(),
-        "accelerator": accel_name(accel),
-        "qemu": qemu,
+        "driver": config.driver.name(),
+        "accelerator": accel_name(config.accel),
+        "vmm": version,
     });
     Manifest::new(VERSION_KIND, entries, machine).write(&files.manifest()).map_err(into_io)
 }

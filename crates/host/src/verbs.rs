@@ -141,7 +141,7 @@ impl LocalHost {
         let layer = open_suspended(&suspended).await.map_err(|error| unchanged(&error))?;
         let version = self.version_files(&spec.image);
         let state = suspended.device_state();
-        let restored = launch::restore(self, spec, &version, &files, &state, Some(layer))
+        let restored = launch::restore(self, spec, &version, &files, &state, Some((suspended.layer(), layer)))
             .await
             .map_err(|error| unchanged(&error))?;
 
@@ -219,6 +219,8 @@ enum SuspendError {
     Room,
     #[error("the VM's state could not be saved")]
     Vm(#[source] vmm::SaveError),
+    #[error("the memory it was resumed with cannot be read")]
+    Earlier(#[source] snapshot::ReadError),
     #[error("the changed memory could not be saved")]
     Layer(#[source] snapshot::WriteError),
     #[error("the snapshot could not be put in place")]
@@ -237,11 +239,8 @@ async fn save(machine: &Machine, files: &MicrovmFiles) -> Result<SuspendReport, 
         if !capacity::has_room(fresh.dir(), dirty_bytes)? {
             return Ok(Err(SuspendError::Room));
         }
-        let written = snapshot::write_layer(&fresh.layer(), memory_bytes, changes.runs(), &mut |offset, page| {
-            changes.read(offset, page)
-        });
-        if let Err(error) = written {
-            return Ok(Err(SuspendError::Layer(error)));
+        if let Err(error) = write_changes(&fresh.layer(), memory_bytes, &changes) {
+            return Ok(Err(error));
         }
         let device_bytes = std::fs::metadata(fresh.device_state())?.len();
         manifest::write_suspended(&fresh)?;
@@ -251,6 +250,22 @@ async fn save(machine: &Machine, files: &MicrovmFiles) -> Result<SuspendReport, 
     .map_err(SuspendError::File)??;
     rename_synced(files.suspending().dir(), files.suspended().dir(), files.dir()).await.map_err(SuspendError::File)?;
     Ok(report)
+}
+
+/// Writes what changed since the version's snapshot, of whichever generation.
+fn write_changes(to: &Path, memory_bytes: u64, changes: &vmm::Changes) -> Result<(), SuspendError> {
+    let mut read = |offset: u64, page: &mut [u8]| changes.read(offset, page);
+    match changes.earlier() {
+        None => snapshot::write_layer(to, memory_bytes, changes.runs(), &mut read),
+        Some(earlier) => {
+            let earlier = snapshot::open_layer(earlier).map_err(SuspendError::Earlier)?;
+            let merged = snapshot::Merged::new(&earlier, changes.runs()).map_err(SuspendError::Earlier)?;
+            let mut read = |offset: u64, pages: &mut [u8]| merged.read(offset, pages, &mut read);
+            snapshot::write_layer(to, memory_bytes, &merged.runs(), &mut read)
+        }
+    }
+    .map(drop)
+    .map_err(SuspendError::Layer)
 }
 
 /// Checks a suspend snapshot, all of it, before anything is started from it.

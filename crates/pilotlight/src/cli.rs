@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::firecracker_setup;
+
 /// AWS Lambda MicroVMs on your own machine.
 #[derive(Debug, Parser)]
 #[command(name = "pilotlight", version, propagate_version = true)]
@@ -24,6 +26,41 @@ pub enum Verb {
     Doctor(DoctorArguments),
     /// Print what a microVM's application wrote, or how a build went.
     Logs(LogsArguments),
+    /// Get what this machine can do better with.
+    #[command(subcommand)]
+    Setup(SetupVerb),
+}
+
+/// What can be got.
+#[derive(Debug, Subcommand)]
+pub enum SetupVerb {
+    /// Fetch an official Firecracker release, check it, and put it where KVM machines are run with it.
+    // `--version` is the release's here.
+    #[command(disable_version_flag = true)]
+    Firecracker(FirecrackerArguments),
+}
+
+/// Flags of `setup firecracker`.
+#[derive(Debug, Clone, Args)]
+pub struct FirecrackerArguments {
+    /// Configuration file; see docs/configuration.md.
+    #[arg(long, env = "PILOTLIGHT_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Directory `make setup` filled [default: /var/lib/pilotlight/assets].
+    #[arg(long, env = "PILOTLIGHT_ASSETS")]
+    pub assets_dir: Option<PathBuf>,
+    /// The release.
+    #[arg(long, value_name = "vX.Y.Z", default_value_t = firecracker_setup::DEFAULT)]
+    pub version: firecracker_setup::Version,
+    /// Where releases are, laid out as the project's own: a directory of files for each version.
+    #[arg(long, value_name = "URL", default_value = firecracker_setup::RELEASES)]
+    pub from: String,
+    /// Directory for the program [default: firecracker in the assets directory].
+    #[arg(long, value_name = "DIR")]
+    pub into: Option<PathBuf>,
+    /// Certificate authorities to trust in place of this machine's, in PEM form.
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
 }
 
 /// Where the server keeps its files.

@@ -22,6 +22,18 @@ pub enum Accelerator {
     Tcg,
 }
 
+/// Which VMM runs guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// Firecracker where KVM truly works and its program is found, QEMU elsewhere.
+    Auto,
+    /// QEMU.
+    Qemu,
+    /// Firecracker, or refuse to start.
+    Firecracker,
+}
+
 /// The configuration file. Every key has a default; docs/configuration.md and config.example.toml say the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -48,6 +60,10 @@ pub struct Config {
     pub account: String,
     /// `auto`, `kvm` or `tcg`.
     pub accelerator: Accelerator,
+    /// `auto`, `qemu` or `firecracker`.
+    pub driver: Driver,
+    /// The Firecracker program; absent: where `pilotlight setup firecracker` puts it, or `firecracker` on the PATH.
+    pub firecracker: Option<PathBuf>,
     /// The QEMU program; absent: `qemu-system-x86_64` on the PATH.
     pub qemu: Option<PathBuf>,
     /// Name servers written into new images; empty: this machine's own that are not on loopback.
@@ -70,6 +86,8 @@ impl Default for Config {
             region: "us-east-1".into(),
             account: "000000000000".into(),
             accelerator: Accelerator::Auto,
+            driver: Driver::Auto,
+            firecracker: None,
             qemu: None,
             nameservers: Vec::new(),
             namespaces_ready: 4,
@@ -146,9 +164,25 @@ impl Config {
         Ok(())
     }
 
-    /// The guest kernel.
-    pub fn kernel(&self) -> PathBuf {
-        self.kernel.clone().unwrap_or_else(|| self.assets_dir.join("kernel/vmlinuz"))
+    /// The guest kernel, in the form a driver boots.
+    pub fn kernel(&self, driver: vmm::Driver) -> PathBuf {
+        let name = match driver {
+            vmm::Driver::Qemu => "kernel/vmlinuz",
+            // Releases of it boot no compressed kernel.
+            vmm::Driver::Firecracker => "kernel/vmlinux",
+        };
+        self.kernel.clone().unwrap_or_else(|| self.assets_dir.join(name))
+    }
+
+    /// The QEMU program: a path, or a name to be found on the PATH.
+    pub fn qemu(&self) -> PathBuf {
+        self.qemu.clone().unwrap_or_else(|| "qemu-system-x86_64".into())
+    }
+
+    /// The Firecracker program: a path, or a name to be found on the PATH.
+    pub fn firecracker(&self) -> PathBuf {
+        let fetched = self.assets_dir.join("firecracker/firecracker");
+        self.firecracker.clone().unwrap_or(if fetched.is_file() { fetched } else { "firecracker".into() })
     }
 
     /// The guest's initramfs.
@@ -199,6 +233,7 @@ mod tests {
             kernel: Some("k".into()),
             initramfs: Some("i".into()),
             qemu: Some("q".into()),
+            firecracker: Some("f".into()),
             ..Config::default()
         })
         .expect("a configuration is a table");

@@ -1,22 +1,31 @@
 //! `pilotlight doctor`: what this machine can do, and what is chosen because of it.
 
-use std::{fmt::Write as _, path::Path, process::Command};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::bail;
 use serde::Serialize;
-use vmm::{Accel, KvmVerdict};
+use vmm::{Accel, Driver, KvmVerdict};
 
 use crate::{
     cli::DoctorArguments,
-    config::{Accelerator, Config},
+    config::{Accelerator, Config, Driver as wanted},
 };
 
 /// Free disk below which a first image hardly fits.
 const DISK_FREE_GIB_MIN: u64 = 4;
 
 /// How guests are executed, and why.
+#[derive(Debug)]
 pub struct Choice {
-    /// For the host.
+    /// Which VMM.
+    pub driver: Driver,
+    /// Its program.
+    pub program: PathBuf,
+    /// On the processor, or emulated.
     pub accel: Accel,
     /// For people.
     pub name: &'static str,
@@ -24,19 +33,50 @@ pub struct Choice {
     pub because: String,
 }
 
-/// Decides by evidence, unless the configuration insists.
-pub async fn choose_accelerator(wanted: Accelerator) -> anyhow::Result<Choice> {
-    let tcg = |because| Choice { accel: Accel::Tcg, name: "QEMU, emulated", because };
-    let kvm = |because| Choice { accel: Accel::Kvm, name: "QEMU with KVM", because };
-    if wanted == Accelerator::Tcg {
-        return Ok(tcg("the configuration says tcg".to_owned()));
-    }
-    let verdict = tokio::task::spawn_blocking(vmm::probe_kvm).await?;
-    let words = kvm_words(&verdict);
-    match (verdict, wanted) {
-        (KvmVerdict::Usable { .. }, _) => Ok(kvm(words)),
-        (_, Accelerator::Auto) => Ok(tcg(words)),
-        (_, _) => bail!("the configuration insists on KVM, but {words}; set accelerator = \"auto\""),
+/// Decides by evidence, unless the configuration insists. Blocks for as long as the probe of KVM takes.
+pub fn choose(config: &Config) -> anyhow::Result<Choice> {
+    let kvm = match (config.accelerator, config.driver) {
+        // Nothing hangs on it, and nothing needs it.
+        (Accelerator::Tcg, wanted::Auto | wanted::Qemu) => KvmVerdict::Absent { reason: "not asked for".to_owned() },
+        _ => vmm::probe_kvm(),
+    };
+    decide(config, &kvm, &vmm::firecracker_version(&config.firecracker()).map_err(|error| error.to_string()))
+}
+
+/// The decision, of what was found.
+fn decide(config: &Config, kvm: &KvmVerdict, firecracker: &Result<String, String>) -> anyhow::Result<Choice> {
+    let words = kvm_words(kvm);
+    let qemu = |accel, name, because| Choice { driver: Driver::Qemu, program: config.qemu(), accel, name, because };
+    let firecracker_with = |because| Choice {
+        driver: Driver::Firecracker,
+        program: config.firecracker(),
+        accel: Accel::Kvm,
+        name: "Firecracker",
+        because,
+    };
+    let usable = matches!(kvm, KvmVerdict::Usable { .. });
+    match (config.driver, config.accelerator) {
+        (wanted::Firecracker, Accelerator::Tcg) => {
+            bail!(
+                "driver = \"firecracker\" and accelerator = \"tcg\" contradict each other: Firecracker has no emulation"
+            )
+        }
+        (wanted::Firecracker, _) => match (usable, firecracker) {
+            (true, Ok(version)) => {
+                Ok(firecracker_with(format!("the configuration says so; {words}; version {version}")))
+            }
+            (false, _) => bail!("driver = \"firecracker\" needs KVM, but {words}; set driver = \"auto\""),
+            (true, Err(error)) => bail!("driver = \"firecracker\": {error}; run `pilotlight setup firecracker`"),
+        },
+        (_, Accelerator::Tcg) => Ok(qemu(Accel::Tcg, "QEMU, emulated", "the configuration says tcg".to_owned())),
+        (wanted::Auto, _) if usable && firecracker.is_ok() => {
+            Ok(firecracker_with(format!("{words}; version {}", firecracker.as_deref().unwrap_or_default())))
+        }
+        (_, _) if usable => Ok(qemu(Accel::Kvm, "QEMU with KVM", words)),
+        (_, Accelerator::Kvm) => {
+            bail!("the configuration insists on KVM, but {words}; set accelerator = \"auto\"")
+        }
+        (_, Accelerator::Auto) => Ok(qemu(Accel::Tcg, "QEMU, emulated", words)),
     }
 }
 
@@ -78,10 +118,10 @@ pub fn print(arguments: &DoctorArguments) -> anyhow::Result<()> {
     config.use_assets(&arguments.assets);
     let verdict = vmm::probe_kvm();
     let findings = examine(&config, &verdict);
-    let chosen = match (config.accelerator, &verdict) {
-        (Accelerator::Tcg, _) => "QEMU, emulated: the configuration says tcg".to_owned(),
-        (_, KvmVerdict::Usable { .. }) => "QEMU with KVM".to_owned(),
-        (_, _) => "QEMU, emulated: works everywhere, about five times slower than the processor itself".to_owned(),
+    let firecracker = vmm::firecracker_version(&config.firecracker()).map_err(|error| error.to_string());
+    let chosen = match decide(&config, &verdict, &firecracker) {
+        Ok(choice) => format!("{}: {}", choice.name, choice.because),
+        Err(error) => format!("nothing: {error}"),
     };
     if arguments.json {
         println!("{}", serde_json::json!({ "findings": findings, "chosen": chosen }));
@@ -129,12 +169,17 @@ fn examine(config: &Config, kvm: &KvmVerdict) -> Vec<Finding> {
         finding("permissions", root, if root { "root".into() } else { "not root: run it with sudo".into() }),
         soft("KVM", matches!(kvm, KvmVerdict::Usable { .. }), kvm_words(kvm)),
     ];
-    let qemu = config.qemu.as_deref().unwrap_or(Path::new("qemu-system-x86_64"));
-    findings.push(match vmm::qemu_version(qemu) {
+    findings.push(match vmm::qemu_version(&config.qemu()) {
         Ok(version) => finding("QEMU", true, version),
         Err(error) => finding("QEMU", false, format!("{error}: run `make setup`")),
     });
-    findings.push(file("guest kernel", &config.kernel()));
+    findings.push(match vmm::firecracker_version(&config.firecracker()) {
+        Ok(version) => soft("Firecracker", true, version),
+        Err(error) => {
+            soft("Firecracker", false, format!("{error}: machines with KVM can `pilotlight setup firecracker`"))
+        }
+    });
+    findings.push(file("guest kernel", &config.kernel(Driver::Qemu)));
     findings.push(file("initramfs", &config.initramfs()));
     let tun = Path::new("/dev/net/tun").exists();
     findings.push(finding(
@@ -152,6 +197,7 @@ fn examine(config: &Config, kvm: &KvmVerdict) -> Vec<Finding> {
         findings.push(program_finding(subject, program, argument));
     }
     findings.push(cgroups());
+    findings.extend(side_channels());
     findings.push(disk(&config.data_dir));
     findings.push(reflink(&config.data_dir));
     findings.push(localhost_names());
@@ -176,16 +222,46 @@ fn program_finding(subject: &'static str, program: &str, argument: &str) -> Find
 }
 
 fn cgroups() -> Finding {
-    let v2 = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
-    let v1 = Path::new("/sys/fs/cgroup/memory/tasks").exists();
-    let (verdict, words) = if v2.contains("memory") {
-        (Verdict::Good, "version 2".to_owned())
-    } else if v1 {
-        (Verdict::Good, "version 1".to_owned())
+    let found = vmm::Hierarchies::find();
+    let controllers = found.controllers();
+    let missing: Vec<_> = ["memory", "cpu", "pids"].into_iter().filter(|name| !controllers.contains(name)).collect();
+    let (verdict, words) = if missing.is_empty() {
+        (Verdict::Good, format!("{}: {}", found.version(), controllers.join(", ")))
     } else {
-        (Verdict::Slow, "no memory controller: microVMs run without limits of their own".to_owned())
+        (Verdict::Slow, format!("no controller for {}: microVMs run without these limits", missing.join(", ")))
     };
     Finding { subject: "cgroups", verdict, words }
+}
+
+/// What of the host lets guests learn of each other through shared hardware; see docs/threat-model.md.
+fn side_channels() -> Vec<Finding> {
+    let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).ok();
+    let mut findings = Vec::new();
+    let mut finding = |subject, good: bool, words: String| {
+        findings.push(Finding { subject, verdict: if good { Verdict::Good } else { Verdict::Slow }, words });
+    };
+    match read("/sys/devices/system/cpu/smt/active").as_deref() {
+        Some("1") => {
+            finding("SMT", false, "on: guests on one core can watch each other; see docs/threat-model.md".into())
+        }
+        _ => finding("SMT", true, "off".into()),
+    }
+    match read("/sys/kernel/mm/ksm/run").as_deref() {
+        Some("1") => finding("KSM", false, "on: equal pages of different programs are merged, and can be told".into()),
+        _ => finding("KSM", true, "off".into()),
+    }
+    let vulnerable: Vec<_> = std::fs::read_dir("/sys/devices/system/cpu/vulnerabilities")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| std::fs::read_to_string(entry.path()).is_ok_and(|text| text.starts_with("Vulnerable")))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    match vulnerable.as_slice() {
+        [] => finding("processor", true, "no known flaw without a counter-measure".into()),
+        names => finding("processor", false, format!("vulnerable, says the kernel: {}", names.join(", "))),
+    }
+    findings
 }
 
 /// The nearest directory that exists: the data directory may not have been made yet.
@@ -230,4 +306,36 @@ fn localhost_names() -> Finding {
         "names under .localhost do not resolve outside browsers and curl: install libnss-myhostname".to_owned()
     };
     Finding { subject: "names", verdict: if good { Verdict::Good } else { Verdict::Slow }, words }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_choice_is_by_evidence_unless_the_configuration_insists() {
+        let usable = KvmVerdict::Usable { instructions_per_second: 1_000_000_000 };
+        let emulated = KvmVerdict::PresentButEmulated { instructions_per_second: 1_000_000 };
+        let absent = KvmVerdict::Absent { reason: "no".into() };
+        let (there, missing) = (Ok("1.16.1".to_owned()), Err("there is none".to_owned()));
+        let choice = |driver, accelerator, kvm: &KvmVerdict, firecracker: &Result<String, String>| {
+            let config = Config { driver, accelerator, ..Config::default() };
+            decide(&config, kvm, firecracker)
+                .map(|choice| (choice.driver, choice.accel))
+                .map_err(|error| error.to_string())
+        };
+        use Accelerator::{Auto, Kvm, Tcg};
+        assert_eq!(choice(wanted::Auto, Auto, &usable, &there), Ok((Driver::Firecracker, Accel::Kvm)));
+        assert_eq!(choice(wanted::Auto, Auto, &usable, &missing), Ok((Driver::Qemu, Accel::Kvm)));
+        assert_eq!(choice(wanted::Qemu, Auto, &usable, &there), Ok((Driver::Qemu, Accel::Kvm)));
+        for kvm in [&emulated, &absent] {
+            assert_eq!(choice(wanted::Auto, Auto, kvm, &there), Ok((Driver::Qemu, Accel::Tcg)));
+            assert!(choice(wanted::Auto, Kvm, kvm, &there).unwrap_err().contains("accelerator"));
+            assert!(choice(wanted::Firecracker, Auto, kvm, &there).unwrap_err().contains("needs KVM"));
+        }
+        assert_eq!(choice(wanted::Auto, Tcg, &usable, &there), Ok((Driver::Qemu, Accel::Tcg)));
+        assert_eq!(choice(wanted::Firecracker, Kvm, &usable, &there), Ok((Driver::Firecracker, Accel::Kvm)));
+        assert!(choice(wanted::Firecracker, Auto, &usable, &missing).unwrap_err().contains("setup firecracker"));
+        assert!(choice(wanted::Firecracker, Tcg, &usable, &there).unwrap_err().contains("contradict"));
+    }
 }

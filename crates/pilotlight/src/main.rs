@@ -7,6 +7,7 @@ mod cli;
 mod config;
 mod doctor;
 mod environment;
+mod firecracker_setup;
 mod gateway;
 mod logs;
 mod running;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::cli::{Cli, Verb};
+use crate::cli::{Cli, SetupVerb, Verb};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Verb::Env(arguments) => environment::print(&arguments),
         Verb::Doctor(arguments) => doctor::print(&arguments),
         Verb::Logs(arguments) => logs::print(&arguments),
+        Verb::Setup(SetupVerb::Firecracker(arguments)) => firecracker_setup::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

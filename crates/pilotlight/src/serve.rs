@@ -27,11 +27,15 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    access, cli::ServeArguments, config::Config, doctor, gateway::Gateway, running::Running, storage::Storage,
+    access, cli::ServeArguments, config::Config, doctor, doctor::Choice, gateway::Gateway, running::Running,
+    storage::Storage,
 };
 
 /// How long transitions of microVMs may take to finish once the server is to stop.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// How long another server's lock is waited for.
+const LOCK_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Serves until SIGTERM or SIGINT.
 pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
@@ -43,7 +47,8 @@ pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("serving microVMs needs root, for network namespaces and mounts: run it with sudo");
     }
-    for (what, path) in [("guest kernel", config.kernel()), ("guest initramfs", config.initramfs())] {
+    let choice = doctor::choose(&config)?;
+    for (what, path) in [("guest kernel", config.kernel(choice.driver)), ("guest initramfs", config.initramfs())] {
         if !path.is_file() {
             bail!("there is no {what} at {}: run `make setup`, or name it with a flag", path.display());
         }
@@ -52,12 +57,12 @@ pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make the data directory {}", config.data_dir.display()))?;
     let _lock = lock(&config.data_dir)?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-    let result = runtime.block_on(run(&config));
+    let result = runtime.block_on(run(&config, &choice));
     Running::retract(&config.data_dir);
     result
 }
 
-async fn run(config: &Config) -> anyhow::Result<()> {
+async fn run(config: &Config, choice: &Choice) -> anyhow::Result<()> {
     let started = Instant::now();
     let data_dir = &config.data_dir;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -73,15 +78,17 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     let ca = ca::load_or_create(&data_dir.join("tls"), &config.endpoint_suffix())
         .context("the development certificate authority cannot be made")?;
     let storage = Storage::open(data_dir)?;
-    let accel = doctor::choose_accelerator(config.accelerator).await?;
-    tracing::info!(accelerator = accel.name, because = accel.because, "chosen");
+    tracing::info!(driver = choice.name, because = choice.because, "chosen");
+    let pager = std::env::current_exe().context("this program has no path")?.with_file_name("pilotlight-pager");
 
     let host = LocalHost::start(HostConfig {
         layout: Layout { data: data_dir.clone() },
-        kernel: std::path::absolute(config.kernel())?,
+        kernel: std::path::absolute(config.kernel(choice.driver))?,
         initramfs: std::path::absolute(config.initramfs())?,
-        accel: accel.accel,
-        qemu: config.qemu.clone(),
+        accel: choice.accel,
+        driver: choice.driver,
+        vmm: choice.program.clone(),
+        pager,
         builder_storage: std::path::absolute(config.assets_dir.join("storage"))?,
         artifacts: storage.artifacts()?,
         nameservers: config.guest_nameservers(),
@@ -133,7 +140,7 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     running.announce(data_dir)?;
     println!("API        {}", running.api_url);
     println!("endpoints  https://<uuid>.{}", endpoint_suffix(config, edge_port));
-    println!("guests     {}: {}", accel.name, accel.because);
+    println!("guests     {}: {}", choice.name, choice.because);
     println!("ready in {:.1} s; point AWS clients here with: {}", started.elapsed().as_secs_f64(), env_line(data_dir));
 
     tokio::select! {
@@ -174,10 +181,22 @@ fn endpoint_suffix(config: &Config, edge_port: u16) -> String {
 /// Two servers on one data directory would take each other's microVMs for orphans.
 fn lock(data_dir: &Path) -> anyhow::Result<File> {
     let file = File::create(data_dir.join("lock")).context("cannot make the data directory's lock")?;
-    file.try_lock().with_context(|| {
-        format!("another server runs with the data directory {}; stop it, or use another", data_dir.display())
-    })?;
-    Ok(file)
+    let begin = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            // A server that was killed while it started a VM is not quite gone.
+            Err(_) if begin.elapsed() < LOCK_TIME_MAX => std::thread::sleep(Duration::from_millis(10)),
+            Err(error) => {
+                return Err(error).with_context(|| {
+                    format!(
+                        "another server runs with the data directory {}; stop it, or use another",
+                        data_dir.display()
+                    )
+                });
+            }
+        }
+    }
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {

@@ -1,8 +1,8 @@
-//! Starts, drives, snapshots and restores one virtual machine, with QEMU, in a jail.
+//! Starts, drives, snapshots and restores one virtual machine, with QEMU or Firecracker, in a jail.
 //!
 //! ```text
 //!   VmSpec ──► jail (own user, root, namespaces, limits) ──► VMM process
-//!                │ qmp.sock               control
+//!                │ qmp.sock | api.sock    control
 //!                │ console                serial console
 //!                │ vm.json                how a later daemon finds it again
 //!                ▼
@@ -18,10 +18,12 @@
 //! The process outlives its handle: dropping every [`Vm`] leaves the machine running, and [`Vm::attach`] finds
 //! it again. Only [`Vm::kill`], the guest itself, or a failed start ends it.
 //!
-//! What is QEMU's is in the module `qemu`; the rest is any driver's.
+//! Which driver runs is decided by whoever writes the spec; what only one can do is in [`Capabilities`]. What is QEMU's
+//! is in the module `qemu`, what is Firecracker's in `firecracker`.
 #![deny(unsafe_code)]
 
 mod changes;
+mod firecracker;
 mod jail;
 mod kvm_probe;
 mod memory;
@@ -36,6 +38,7 @@ mod usage;
 mod vm;
 
 pub use changes::Changes;
+pub use firecracker::{ApiError, firecracker_version};
 pub use jail::{Hierarchies, Jail, Limits, Program, ProgramError};
 pub use kvm_probe::{KvmVerdict, probe_kvm};
 pub use memory::{GuestMemory, MemoryError};
@@ -43,7 +46,7 @@ pub use process::ExitReport;
 pub use procfs::find_strays;
 pub use qemu::{VersionError, qemu_version};
 pub use record::RecordError;
-pub use spec::{Accel, Arch, Disk, Driver, MemoryBacking, Network, SpecError, VmSpec};
+pub use spec::{Accel, Arch, Capabilities, Disk, Driver, MemoryBacking, Network, SpecError, VmSpec};
 pub use start::{BoxError, ChangedPages, StartError, WriteAll, WritePage};
 pub use usage::Usage;
 pub use vm::{AttachError, Console, ControlError, KillError, RunState, SaveError, Vm};

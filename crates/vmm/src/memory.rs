@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use crate::process::Identity;
 use crate::procfs::{self, Mapping};
 
 /// Bytes of `pagemap` per page.
@@ -43,14 +44,15 @@ struct Segment {
 }
 
 impl GuestMemory {
-    /// Opens the memory of process `pid`, known by its start time, which maps `path`, of `bytes` bytes.
-    pub(crate) fn open(pid: u32, start_time: u64, path: &Path, bytes: u64) -> Result<Self, MemoryError> {
+    /// Opens the memory of a process, which maps `path`, of `bytes` bytes.
+    pub(crate) fn open(process: &Identity, path: &Path, bytes: u64) -> Result<Self, MemoryError> {
+        let pid = process.pid;
         let open = |source| MemoryError::Open { pid, source };
         let memory = File::options().read(true).write(true).open(format!("/proc/{pid}/mem")).map_err(open)?;
         let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(open)?;
         let mappings = procfs::mappings(pid).map_err(open)?;
         // After the opens: had the pid changed hands before them, this would show it.
-        if procfs::start_time(pid).map_err(open)? != Some(start_time) {
+        if procfs::start_time(pid).map_err(open)? != Some(process.start_time) {
             return Err(MemoryError::Gone { pid });
         }
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());

@@ -10,10 +10,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
@@ -21,10 +23,10 @@ use tokio::sync::watch;
 
 use crate::jail::Hierarchies;
 use crate::procfs;
-use crate::record::VmRecord;
 use crate::sys::{self, Born};
 
-const LOG: &str = "vmm.log";
+/// What a VMM says goes into this file of its VM's directory.
+pub(crate) const VMM_LOG: &str = "vmm.log";
 /// The log's size limit. What a VMM says beyond it is lost: a guest may be able to make it talk.
 const MAX_LOG: u64 = 64 * 1024;
 /// How much of the log's end a report carries.
@@ -42,6 +44,8 @@ pub struct ExitReport {
     pub signal: Option<i32>,
     /// Whether the kernel ended it because it needed more memory than its limit.
     pub out_of_memory: bool,
+    /// Why this process had it ended, where it was not to be.
+    pub blame: Option<&'static str>,
     /// The last lines the VMM wrote, at most 2 KiB.
     pub log_tail: String,
 }
@@ -50,6 +54,9 @@ impl fmt::Display for ExitReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.out_of_memory {
             write!(f, "more memory needed than its limit; ")?;
+        }
+        if let Some(blame) = self.blame {
+            write!(f, "{blame}; ")?;
         }
         match (self.code, self.signal) {
             (Some(code), _) => write!(f, "exit code {code}")?,
@@ -67,111 +74,134 @@ impl fmt::Display for ExitReport {
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) pid: u32,
-    pidfd: OwnedFd,
+    pidfd: Arc<OwnedFd>,
     exit: watch::Receiver<Option<ExitReport>>,
+    blame: Arc<OnceLock<&'static str>>,
+}
+
+/// What names a process for good: its number, when it began, and the boot of the machine; and its control group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Identity {
+    pub(crate) pid: u32,
+    /// In clock ticks since boot.
+    pub(crate) start_time: u64,
+    pub(crate) boot_id: String,
+    /// Removed when the process is gone.
+    pub(crate) cgroup: Option<PathBuf>,
 }
 
 /// A child nobody watches yet; dropped, for instance with a start that was given up, it is killed and reaped.
 #[derive(Debug)]
 pub(crate) struct Unwatched {
-    record: VmRecord,
-    child: Option<OwnedFd>,
-    log: Option<OwnedFd>,
+    identity: Identity,
+    child: Child,
+    log: OwnedFd,
+    log_name: &'static str,
 }
 
 impl Unwatched {
-    /// Takes charge of a child that was just started in `dir`, and records it there. `log` is what it writes its words to.
-    pub(crate) fn new(
-        born: Born,
-        dir: &Path,
-        log: OwnedFd,
-        record: impl FnOnce(u32, u64, String) -> VmRecord,
-    ) -> io::Result<Self> {
+    /// Takes charge of a child that was just started. `log` is what it writes its words to, `log_name` where they go.
+    pub(crate) fn new(born: Born, cgroup: Option<PathBuf>, log: OwnedFd, log_name: &'static str) -> io::Result<Self> {
         let pid = born.pid;
+        let child = Child { pidfd: Some(born.pidfd), cgroup: cgroup.clone() };
         // Short of memory, the kernel is to end a guest, not whoever looks after all of them. A kernel that will not be
         // told so is no reason not to start.
         let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ);
-        let child = Child(Some(born.pidfd));
         // One that ended already has none; the connection's end will tell, with its words from the log.
         let start_time = procfs::start_time(pid)?.unwrap_or(0);
-        let record = record(pid, start_time, procfs::boot_id()?);
-        record.write(dir)?;
-        let mut child = child;
-        Ok(Self { record, child: child.0.take(), log: Some(log) })
+        let identity = Identity { pid, start_time, boot_id: procfs::boot_id()?, cgroup };
+        Ok(Self { identity, child, log, log_name })
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        self.identity.clone()
     }
 
     /// Begins to watch the process. To be called within a runtime.
-    pub(crate) fn watch(mut self, dir: &Path) -> io::Result<(Process, VmRecord)> {
-        let log = self.log.take().map(pipe::Receiver::from_owned_fd).transpose()?;
-        let record = self.record.clone();
-        let pidfd = self.child.as_ref().expect("taken only here").try_clone()?;
-        let process = Process::watch(&record, pidfd, self.child.take(), log, dir)?;
-        Ok((process, record))
+    pub(crate) fn watch(mut self, dir: &Path) -> io::Result<Process> {
+        let log = pipe::Receiver::from_owned_fd(self.log)?;
+        let pidfd = self.child.pidfd.as_ref().expect("taken only here").try_clone()?;
+        let ended = sys::watch_fd(pidfd.try_clone()?)?;
+        let child = self.child.pidfd.take();
+        Ok(Process::watch(&self.identity, pidfd, ended, child, Some(log), dir.join(self.log_name)))
     }
 }
 
-impl Drop for Unwatched {
+/// Killed and reaped on drop.
+#[derive(Debug)]
+struct Child {
+    pidfd: Option<OwnedFd>,
+    cgroup: Option<PathBuf>,
+}
+
+impl Drop for Child {
     fn drop(&mut self) {
-        if let Some(pidfd) = self.child.take() {
-            drop(Child(Some(pidfd)));
-            if let Some(cgroup) = &self.record.cgroup {
+        if let Some(pidfd) = self.pidfd.take() {
+            let _ = kill_pidfd(&pidfd);
+            sys::reap(&pidfd);
+            if let Some(cgroup) = &self.cgroup {
                 Hierarchies::find().remove(cgroup);
             }
         }
     }
 }
 
-/// Killed and reaped on drop.
-struct Child(Option<OwnedFd>);
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        if let Some(pidfd) = self.0.take() {
-            let _ = kill_pidfd(&pidfd);
-            sys::reap(&pidfd);
-        }
-    }
-}
-
 impl Process {
     fn watch(
-        record: &VmRecord,
+        identity: &Identity,
         pidfd: OwnedFd,
+        ended: AsyncFd<OwnedFd>,
         child: Option<OwnedFd>,
         log: Option<pipe::Receiver>,
-        dir: &Path,
-    ) -> io::Result<Self> {
-        let mut child = Child(child);
+        log_path: PathBuf,
+    ) -> Self {
         let (publish, exit) = watch::channel(None);
-        let ended = sys::watch_fd(pidfd.try_clone()?)?;
-        let child = child.0.take();
-        let watched = Watched { child, log_path: dir.join(LOG), cgroup: record.cgroup.clone() };
+        let blame = Arc::new(OnceLock::new());
+        let watched = Watched { child, log_path, cgroup: identity.cgroup.clone(), blame: Arc::clone(&blame) };
         tokio::spawn(supervise(ended, watched, log, publish));
-        Ok(Self { pid: record.pid, pidfd, exit })
+        Self { pid: identity.pid, pidfd: Arc::new(pidfd), exit, blame }
     }
 
     /// Watches a process that an earlier daemon, or another handle, started; `None` if it is gone.
-    pub(crate) fn adopt(record: &VmRecord, dir: &Path) -> io::Result<Option<Self>> {
-        if record.boot_id != procfs::boot_id()? {
+    pub(crate) fn adopt(identity: &Identity, log_path: PathBuf) -> io::Result<Option<Self>> {
+        if identity.boot_id != procfs::boot_id()? {
             return Ok(None);
         }
-        let pidfd = match open_pidfd(record.pid) {
+        let pid = identity.pid;
+        let pidfd = match open_pidfd(pid) {
             Ok(pidfd) => pidfd,
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
             Err(e) => return Err(e),
         };
         // After the open: if the process with this start time lives now, the pidfd is its.
-        if procfs::start_time(record.pid)? != Some(record.start_time) {
+        if procfs::start_time(pid)? != Some(identity.start_time) {
             return Ok(None);
         }
         // Its standard error is a pipe whose reader may be gone; a pipe can be opened again for reading.
-        let log = reopen_pipe(record.pid, 2).ok();
-        Self::watch(record, pidfd, None, log, dir).map(Some)
+        let log = reopen_pipe(pid, 2).ok();
+        let ended = sys::watch_fd(pidfd.try_clone()?)?;
+        Ok(Some(Self::watch(identity, pidfd, ended, None, log, log_path)))
+    }
+
+    /// As [`Process::kill`]; the report of its end says why.
+    pub(crate) fn kill_because(&self, blame: &'static str) -> io::Result<()> {
+        self.handle().kill_because(blame)
     }
 
     /// Sends SIGKILL. A process that is gone already is no error.
     pub(crate) fn kill(&self) -> io::Result<()> {
         kill_pidfd(&self.pidfd)
+    }
+
+    /// A handle for somebody else, who may wait for its end, or end it.
+    pub(crate) fn handle(&self) -> Handle {
+        Handle {
+            pid: self.pid,
+            pidfd: Arc::clone(&self.pidfd),
+            exit: self.exit.clone(),
+            blame: Arc::clone(&self.blame),
+        }
     }
 
     /// Waits for the end of the process.
@@ -187,6 +217,34 @@ impl Process {
 
     pub(crate) fn has_exited(&self) -> bool {
         self.exit.borrow().is_some()
+    }
+}
+
+/// A watched process, in the hands of somebody who does not own it.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pid: u32,
+    pidfd: Arc<OwnedFd>,
+    exit: watch::Receiver<Option<ExitReport>>,
+    blame: Arc<OnceLock<&'static str>>,
+}
+
+impl Handle {
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Kills it; the report of its end says why.
+    pub(crate) fn kill_because(&self, blame: &'static str) -> io::Result<()> {
+        // A second reason is of no more use than the first.
+        let _ = self.blame.set(blame);
+        kill_pidfd(&self.pidfd)
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn ended(&self) {
+        // Without its watcher the runtime is shutting down.
+        let _ = self.exit.clone().wait_for(Option::is_some).await;
     }
 }
 
@@ -223,6 +281,7 @@ struct Watched {
     child: Option<OwnedFd>,
     log_path: PathBuf,
     cgroup: Option<PathBuf>,
+    blame: Arc<OnceLock<&'static str>>,
 }
 
 /// Keeps the log, waits for the end, reaps, reports.
@@ -269,6 +328,7 @@ impl Watched {
             code: status.as_ref().and_then(|status| status.exit_status()),
             signal: status.as_ref().and_then(|status| status.terminating_signal()),
             out_of_memory,
+            blame: self.blame.get().copied(),
             log_tail: tail(&self.log_path).unwrap_or_default(),
         }
     }
@@ -327,7 +387,7 @@ mod tests {
     #[tokio::test]
     async fn a_chatty_process_cannot_fill_the_disk() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(LOG);
+        let path = dir.path().join(VMM_LOG);
         for _ in 0..2 {
             let (mut writer, reader) = pipe::pipe().unwrap();
             let chat = async {

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::process::Identity;
 use crate::spec::{Driver, MemoryBacking, VmSpec};
 
 const MAGIC: &str = "pilotlight-vm";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const FILE: &str = "vm.json";
 const TEMPORARY: &str = "vm.json.new";
 const MAX_BYTES: u64 = 64 * 1024;
@@ -20,13 +21,13 @@ const MAX_BYTES: u64 = 64 * 1024;
 pub(crate) struct VmRecord {
     magic: String,
     version: u32,
-    pub(crate) pid: u32,
-    /// With the pid and the boot, names the process for good.
-    pub(crate) start_time: u64,
-    pub(crate) boot_id: String,
+    /// The VMM.
+    pub(crate) process: Identity,
     pub(crate) driver: Driver,
-    /// The control group, removed when the process is gone.
-    pub(crate) cgroup: Option<PathBuf>,
+    /// The process that serves its page faults, if one does.
+    pub(crate) pager: Option<Identity>,
+    /// The changed pages it was restored with, if its VMM knows only of later ones.
+    pub(crate) earlier: Option<PathBuf>,
     pub(crate) memory_path: PathBuf,
     pub(crate) memory_shared: bool,
     pub(crate) memory_bytes: u64,
@@ -35,15 +36,14 @@ pub(crate) struct VmRecord {
 }
 
 impl VmRecord {
-    pub(crate) fn new(spec: &VmSpec, pid: u32, start_time: u64, boot_id: String) -> Self {
+    pub(crate) fn new(spec: &VmSpec, process: Identity) -> Self {
         Self {
             magic: MAGIC.to_owned(),
             version: VERSION,
-            pid,
-            start_time,
-            boot_id,
+            process,
             driver: spec.driver,
-            cgroup: spec.jail.cgroup.clone(),
+            pager: None,
+            earlier: None,
             memory_path: spec.memory.path().to_owned(),
             memory_shared: matches!(spec.memory, MemoryBacking::Shared(_)),
             memory_bytes: spec.memory_bytes(),
@@ -129,11 +129,10 @@ mod tests {
         VmRecord {
             magic: MAGIC.into(),
             version: VERSION,
-            pid: 1,
-            start_time: 2,
-            boot_id: "b".into(),
+            process: Identity { pid: 1, start_time: 2, boot_id: "b".into(), cgroup: None },
             driver: Driver::Qemu,
-            cgroup: None,
+            pager: None,
+            earlier: None,
             memory_path: "/m".into(),
             memory_shared: false,
             memory_bytes: 4096,

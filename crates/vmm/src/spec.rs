@@ -21,6 +21,35 @@ const MAX_CMDLINE: usize = 2048;
 pub enum Driver {
     /// Runs everything everywhere, with KVM or without.
     Qemu,
+    /// Runs guests on KVM, and little else.
+    Firecracker,
+}
+
+/// What only some drivers can do; to be asked before it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Runs guests without KVM, and of other architectures than the host's.
+    pub emulation: bool,
+    /// Can take memory back from a running guest: [`Vm::set_balloon`](crate::Vm::set_balloon).
+    pub balloon: bool,
+}
+
+impl Driver {
+    /// What this driver can do.
+    pub fn capabilities(self) -> Capabilities {
+        match self {
+            Self::Qemu => Capabilities { emulation: true, balloon: false },
+            Self::Firecracker => Capabilities { emulation: false, balloon: true },
+        }
+    }
+
+    /// Its name, as in configuration and manifests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
+        }
+    }
 }
 
 /// The instruction set of a guest.
@@ -101,6 +130,9 @@ pub struct VmSpec {
     pub driver: Driver,
     /// That VMM's program, copied for its jail.
     pub program: Program,
+    /// The pager's program, copied for its jail, for a driver whose memory is not a mapped file when it is restored with
+    /// changed pages: Firecracker.
+    pub pager: Option<Program>,
     /// Who the VMM's process is and what it may use.
     pub jail: Jail,
     /// The guest's instruction set.
@@ -145,6 +177,9 @@ impl VmSpec {
         if self.jail.uid == 0 {
             return Err(SpecError::Root);
         }
+        if self.accel == Accel::Tcg && !self.driver.capabilities().emulation {
+            return Err(SpecError::NeedsKvm { driver: self.driver.name() });
+        }
         if Arch::host() != Some(self.arch) && self.accel == Accel::Kvm {
             return Err(SpecError::Foreign { arch: self.arch });
         }
@@ -186,6 +221,18 @@ pub enum SpecError {
     /// A VMM must not be root.
     #[error("a VMM must have a user of its own, not root")]
     Root,
+    /// A machine without a snapshot has no memory file to share.
+    #[error("Firecracker boots machines whose memory is their own, to be snapshotted whole")]
+    BootCopyOnWrite,
+    /// A restored machine shares its memory file with others.
+    #[error("Firecracker restores machines with memory that is copy-on-write only")]
+    RestoreShared,
+    /// The driver has no emulation.
+    #[error("{driver} runs guests on KVM only")]
+    NeedsKvm {
+        /// The driver's name.
+        driver: &'static str,
+    },
     /// The guest's instruction set is not this machine's, and must be emulated.
     #[error("guests of {arch:?} run on this machine only emulated")]
     Foreign {

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crate::memory::MemoryError;
 use crate::process::{ExitReport, Process};
-use crate::qemu;
 use crate::record::VmRecord;
 use crate::spec::{Driver, SpecError, VmSpec};
 use crate::vm::{Control, Vm};
+use crate::{firecracker, qemu};
 
 /// Writes pages: offset in guest memory, contents.
 pub type WritePage<'a> = dyn FnMut(u64, &[u8]) -> io::Result<()> + 'a;
@@ -20,6 +20,8 @@ pub type WriteAll = dyn FnOnce(&mut WritePage<'_>) -> Result<(), BoxError> + Sen
 
 /// The pages in which a machine's memory differs from its memory file.
 pub struct ChangedPages {
+    /// The file they are in, of a form the pager reads.
+    pub file: PathBuf,
     /// Writes all of them, on a thread that may block.
     pub apply: Box<WriteAll>,
 }
@@ -33,6 +35,7 @@ impl Vm {
         spec.check()?;
         Ok(match spec.driver {
             Driver::Qemu => Self::started(spec, qemu::boot(spec).await?, Control::Qemu),
+            Driver::Firecracker => Self::started(spec, firecracker::boot(spec).await?, Control::Firecracker),
         })
     }
 
@@ -43,6 +46,9 @@ impl Vm {
         spec.check()?;
         Ok(match spec.driver {
             Driver::Qemu => Self::started(spec, qemu::restore(spec, state, pages).await?, Control::Qemu),
+            Driver::Firecracker => {
+                Self::started(spec, firecracker::restore(spec, state, pages).await?, Control::Firecracker)
+            }
         })
     }
 
@@ -159,6 +165,9 @@ pub enum StartError {
         /// What it did.
         source: BoxError,
     },
+    /// The machine needs a pager, and the spec has none.
+    #[error("changed pages need a pager, and the VM's specification names none")]
+    NoPager,
     /// The saved device state could not be opened.
     #[error("cannot open the device state {}", path.display())]
     State {

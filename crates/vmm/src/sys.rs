@@ -48,6 +48,7 @@ pub(crate) fn give_birth(recipe: &Recipe) -> Result<Born, BirthError> {
     // Both close by themselves when the program starts.
     let (status, status_writer) = io::pipe().map_err(BirthError::Clone)?;
     let (go, go_writer) = io::pipe().map_err(BirthError::Clone)?;
+    let gaps = gaps(recipe.descriptors().into_iter().chain([0, 1, 2, status_writer.as_raw_fd(), go.as_raw_fd()]));
     let mut pidfd: RawFd = -1;
     // SAFETY: `clone_args` is plain integers, for which zero is a value.
     let mut clone_args: libc::clone_args = unsafe { mem::zeroed() };
@@ -63,8 +64,10 @@ pub(crate) fn give_birth(recipe: &Recipe) -> Result<Born, BirthError> {
     let pid = unsafe {
         let pid = libc::syscall(libc::SYS_clone3, &raw mut clone_args, mem::size_of::<libc::clone_args>());
         if pid == 0 {
-            // Its own copy would keep it from seeing that this side is gone.
-            libc::close(go_writer.as_raw_fd());
+            // At once: its copies of locks, listening sockets and pipes of ours would outlive us.
+            for (first, last) in &gaps {
+                libc::syscall(libc::SYS_close_range, *first, *last, 0);
+            }
             perform_and_exec(recipe, &arguments, &environment, status_writer.as_raw_fd(), go.as_raw_fd());
         }
         pid
@@ -82,6 +85,20 @@ pub(crate) fn give_birth(recipe: &Recipe) -> Result<Born, BirthError> {
         reap(&pidfd);
     }
     outcome.map(|questions| Born { pid: pid as u32, pidfd, questions })
+}
+
+/// What is between these numbers, and above them.
+fn gaps(numbers: impl Iterator<Item = RawFd>) -> Vec<(libc::c_uint, libc::c_uint)> {
+    let mut numbers: Vec<_> = numbers.map(|number| number as libc::c_uint).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let before = [None].into_iter().chain(numbers.iter().copied().map(Some));
+    let after = numbers.iter().copied().map(Some).chain([None]);
+    before
+        .zip(after)
+        .map(|(before, after)| (before.map_or(0, |n| n + 1), after.map_or(libc::c_uint::MAX, |n| n.saturating_sub(1))))
+        .filter(|(first, last)| first <= last && !(*first == 0 && *last == 0))
+        .collect()
 }
 
 /// Follows the child up to its program: hands over its questions' descriptor, then waits for the pipe's end.
@@ -178,7 +195,7 @@ unsafe fn perform_and_exec(
                 tell(LISTENER, listener as u32);
                 let mut wait = libc::pollfd { fd: go, events: libc::POLLIN, revents: 0 };
                 // SAFETY: one `pollfd` and one byte of our own. A parent that is gone sends none, and nobody would know of
-                // this child then: it ends, and with it its copies of the parent's locks and listening sockets.
+                // this child then: it ends.
                 unsafe {
                     if libc::poll(&raw mut wait, 1, GO_TIMEOUT_MS) != 1
                         || libc::read(go, [0u8; 1].as_mut_ptr().cast(), 1) != 1
@@ -243,6 +260,7 @@ unsafe fn perform(step: &Step) -> Result<Option<RawFd>, i32> {
             Step::Tmpfs { at, flags, options } => check(
                 libc::mount(c"none".as_ptr(), at.as_ptr(), c"tmpfs".as_ptr(), *flags, options.as_ptr().cast()).into(),
             ),
+            Step::Directory(at) => check(libc::mkdir(at.as_ptr(), 0o755).into()),
             Step::Device { at, number, owner } => {
                 check(libc::mknod(at.as_ptr(), libc::S_IFCHR | 0o600, *number).into())?;
                 check(libc::chown(at.as_ptr(), *owner, *owner).into())
@@ -367,26 +385,24 @@ pub(crate) fn watch_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
-/// One page of memory shared with a throw-away virtual machine; unmapped on drop.
-pub(crate) struct GuestPage {
+/// Memory shared with a throw-away virtual machine; unmapped on drop.
+pub(crate) struct GuestPages {
     address: *mut libc::c_void,
+    length: usize,
 }
 
-// SAFETY: the page is plain memory owned by this value alone.
-unsafe impl Send for GuestPage {}
+// SAFETY: it is plain memory owned by this value alone.
+unsafe impl Send for GuestPages {}
 
-impl GuestPage {
-    /// Size of the page.
-    pub(crate) const SIZE: usize = 4096;
-
-    /// A page that begins with `code`.
-    pub(crate) fn with_code(code: &[u8]) -> io::Result<Self> {
-        assert!(code.len() <= Self::SIZE, "code longer than its page");
+impl GuestPages {
+    /// Memory with these contents, whole pages.
+    pub(crate) fn with(contents: &[u8]) -> io::Result<Self> {
+        let length = contents.len();
         // SAFETY: a new anonymous mapping at an address the kernel chooses; no existing memory is affected.
         let address = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                Self::SIZE,
+                length,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
                 -1,
@@ -396,19 +412,18 @@ impl GuestPage {
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the mapping is `SIZE` bytes, `code` is no longer than that (asserted), and nothing else knows
-        // of the mapping yet.
-        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), address.cast(), code.len()) };
-        Ok(Self { address })
+        // SAFETY: the mapping has `length` bytes, as many as `contents`, and nothing else knows of it yet.
+        unsafe { std::ptr::copy_nonoverlapping(contents.as_ptr(), address.cast(), length) };
+        Ok(Self { address, length })
     }
 
-    /// Makes the page the machine's memory at `guest_address`. The page must be dropped after the machine.
+    /// Makes it the machine's memory at `guest_address`. It must be dropped after the machine.
     pub(crate) fn give_to(&self, vm: &VmFd, guest_address: u64) -> Result<(), kvm_ioctls::Error> {
         let region = kvm_userspace_memory_region {
             slot: 0,
             flags: 0,
             guest_phys_addr: guest_address,
-            memory_size: Self::SIZE as u64,
+            memory_size: self.length as u64,
             userspace_addr: self.address as u64,
         };
         // SAFETY: the region is exactly this mapping, which stays mapped until `self` is dropped; its owner
@@ -417,9 +432,21 @@ impl GuestPage {
     }
 }
 
-impl Drop for GuestPage {
+impl Drop for GuestPages {
     fn drop(&mut self) {
-        // SAFETY: the mapping was made by `with_code` with this size and is not used after this.
-        unsafe { libc::munmap(self.address, Self::SIZE) };
+        // SAFETY: the mapping was made by `with` with this length and is not used after this.
+        unsafe { libc::munmap(self.address, self.length) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_else_is_in_a_gap() {
+        let max = libc::c_uint::MAX;
+        assert_eq!(gaps([7, 0, 1, 2, 9, 10, 9].into_iter()), [(3, 6), (8, 8), (11, max)]);
+        assert_eq!(gaps([0, 1, 2].into_iter()), [(3, max)]);
     }
 }

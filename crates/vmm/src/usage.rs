@@ -13,10 +13,12 @@ pub struct Usage {
     pub resident_bytes: u64,
     /// What is this VMM's alone: the pages the guest changed, and the VMM's own.
     pub private_bytes: u64,
+    /// What is its pager's alone; 0 without one.
+    pub pager_bytes: u64,
 }
 
 impl Usage {
-    pub(crate) fn of(pid: u32) -> io::Result<Self> {
+    pub(crate) fn of(pid: u32, pager: Option<u32>) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let ticks = ticks(&stat)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("unexpected /proc/{pid}/stat")))?;
@@ -25,6 +27,7 @@ impl Usage {
             cpu_time: Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64),
             resident_bytes,
             private_bytes,
+            pager_bytes: pager.map_or(Ok(0), |pid| memory(pid).map(|(_, private)| private))?,
         })
     }
 }
@@ -52,7 +55,7 @@ mod tests {
 
     #[test]
     fn of_this_process() {
-        let usage = Usage::of(std::process::id()).unwrap();
+        let usage = Usage::of(std::process::id(), None).unwrap();
         assert!(usage.resident_bytes >= usage.private_bytes && usage.private_bytes > 0, "{usage:?}");
         assert_eq!(ticks("1 (a) b) R 0 0 0 0 0 0 0 0 0 0 7 5 0 0"), Some(12));
     }

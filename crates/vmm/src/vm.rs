@@ -9,12 +9,13 @@ use std::time::Duration;
 use tokio::io::AsyncRead;
 
 use crate::changes::Changes;
+use crate::firecracker::{self, Firecracker};
 use crate::memory::{GuestMemory, MemoryError};
 use crate::process::{self, ExitReport, Process};
 use crate::procfs;
 use crate::qemu::{AttachFailure, Qemu};
 use crate::record::{RecordError, VmRecord};
-use crate::spec::Driver;
+use crate::spec::{Capabilities, Driver};
 use crate::start::BoxError;
 use crate::sys;
 use crate::usage::Usage;
@@ -40,6 +41,7 @@ struct Inner {
 #[derive(Debug)]
 pub(crate) enum Control {
     Qemu(Qemu),
+    Firecracker(Firecracker),
 }
 
 /// What a machine is doing.
@@ -73,8 +75,8 @@ impl Vm {
         let Some(record) = read.map_err(|_| AttachError::ShuttingDown)?? else {
             return Ok(None);
         };
-        let pid = record.pid;
-        let adopted = Process::adopt(&record, dir);
+        let pid = record.process.pid;
+        let adopted = Process::adopt(&record.process, dir.join(process::VMM_LOG));
         let Some(process) = adopted.map_err(|source| AttachError::Adopt { pid, source })? else {
             return Ok(None);
         };
@@ -84,12 +86,16 @@ impl Vm {
                     AttachFailure::Connect { path, source } => AttachError::Connect { path, source },
                     AttachFailure::Control(source) => AttachError::Control { pid, source: source.into() },
                 }),
+                Driver::Firecracker => Firecracker::attach(&record, &process, dir)
+                    .await
+                    .map(Control::Firecracker)
+                    .map_err(|source| AttachError::Control { pid, source }),
             }
         };
         match connected.await {
             Ok(control) => Ok(Some(Self::new(dir.to_owned(), record, process, control))),
             // It ended meanwhile.
-            Err(_) if procfs::start_time(pid).is_ok_and(|t| t != Some(record.start_time)) => Ok(None),
+            Err(_) if procfs::start_time(pid).is_ok_and(|t| t != Some(record.process.start_time)) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -104,10 +110,16 @@ impl Vm {
         &self.0.dir
     }
 
+    /// What its driver can do.
+    pub fn capabilities(&self) -> Capabilities {
+        self.0.record.driver.capabilities()
+    }
+
     /// Stops the guest's processors; returns when its disk requests are done too.
     pub async fn pause(&self) -> Result<(), ControlError> {
         match &self.0.control {
             Control::Qemu(qemu) => qemu.pause().await.map_err(|e| self.control_error(e)),
+            Control::Firecracker(firecracker) => firecracker.pause().await.map_err(|e| self.control_error(e)),
         }
     }
 
@@ -115,6 +127,7 @@ impl Vm {
     pub async fn resume(&self) -> Result<(), ControlError> {
         match &self.0.control {
             Control::Qemu(qemu) => qemu.resume().await.map_err(|e| self.control_error(e)),
+            Control::Firecracker(firecracker) => firecracker.resume().await.map_err(|e| self.control_error(e)),
         }
     }
 
@@ -122,6 +135,7 @@ impl Vm {
     pub async fn run_state(&self) -> Result<RunState, ControlError> {
         match &self.0.control {
             Control::Qemu(qemu) => qemu.run_state().await.map_err(|e| self.control_error(e)),
+            Control::Firecracker(firecracker) => firecracker.run_state().await.map_err(|e| self.control_error(e)),
         }
     }
 
@@ -136,6 +150,7 @@ impl Vm {
         self.check_save(state).await?;
         let saved = match &self.0.control {
             Control::Qemu(qemu) => qemu.save_device_state(state.to_owned()).await,
+            Control::Firecracker(firecracker) => firecracker.save(&self.0.dir, state).await,
         };
         self.finish_save(state, saved, [self.0.record.memory_path.clone()]).await
     }
@@ -150,6 +165,7 @@ impl Vm {
         self.check_save(state).await?;
         let saved = match &self.0.control {
             Control::Qemu(qemu) => qemu.save_device_state(state.to_owned()).await,
+            Control::Firecracker(firecracker) => firecracker.save(&self.0.dir, state).await,
         };
         self.finish_save(state, saved, []).await?;
         let changes = self.changes().await;
@@ -160,8 +176,12 @@ impl Vm {
     }
 
     async fn changes(&self) -> Result<Changes, SaveError> {
+        if let Control::Firecracker(_) = &self.0.control {
+            return firecracker::changes(&self.0.dir, self.0.record.earlier.clone()).await;
+        }
         let memory = self.memory().map_err(SaveError::Memory)?;
-        let scanned = tokio::task::spawn_blocking(move || memory.dirty().map(|runs| Changes::new(memory, runs))).await;
+        let scanned =
+            tokio::task::spawn_blocking(move || memory.dirty().map(|runs| Changes::of_process(memory, runs))).await;
         scanned.map_err(|_| SaveError::ShuttingDown)?.map_err(SaveError::Memory)
     }
 
@@ -197,23 +217,36 @@ impl Vm {
     pub fn memory(&self) -> Result<GuestMemory, MemoryError> {
         let record = &self.0.record;
         if record.memory_shared {
-            return Err(MemoryError::Shared { pid: record.pid });
+            return Err(MemoryError::Shared { pid: self.pid() });
         }
-        GuestMemory::open(record.pid, record.start_time, &record.memory_path, record.memory_bytes)
+        GuestMemory::open(&record.process, &record.memory_path, record.memory_bytes)
     }
 
     /// Connects to the serial console. One connection at a time is served; what the guest writes while there is
-    /// none is lost. Whoever holds one must read it: the guest waits for a reader that does not.
+    /// none is lost, or, as far as a pipe holds it, comes first. Whoever holds one must read it: a guest may wait for a reader
+    /// that does not.
     pub async fn console(&self) -> Result<Console, ControlError> {
         let opened: io::Result<Console> = match &self.0.control {
             Control::Qemu(_) => Qemu::console(&self.0.dir).await.map(|stream| Box::new(stream) as Console),
+            Control::Firecracker(_) => process::reopen_pipe(self.pid(), 1).map(|pipe| Box::new(pipe) as Console),
         };
         opened.map_err(|source| ControlError::Console { pid: self.pid(), source })
     }
 
+    /// Takes this much memory from the guest, in MiB, as far as it has it to give; 0 gives all of it back. Only where
+    /// [`Capabilities::balloon`] says so.
+    pub async fn set_balloon(&self, mib: u64) -> Result<(), ControlError> {
+        match &self.0.control {
+            Control::Qemu(_) => {
+                Err(ControlError::Unsupported { what: "a balloon", driver: self.0.record.driver.name() })
+            }
+            Control::Firecracker(firecracker) => firecracker.set_balloon(mib).await.map_err(|e| self.control_error(e)),
+        }
+    }
+
     /// What it uses of this host.
     pub fn usage(&self) -> io::Result<Usage> {
-        Usage::of(self.pid())
+        Usage::of(self.pid(), self.0.record.pager.as_ref().map(|pager| pager.pid))
     }
 
     /// Ends the machine as a power cut would, and waits until its process is gone. One that is gone already is
@@ -292,6 +325,14 @@ pub enum ControlError {
         pid: u32,
         /// What happened.
         source: BoxError,
+    },
+    /// Its driver cannot do that; see [`Capabilities`].
+    #[error("{driver} has no support for {what}")]
+    Unsupported {
+        /// What was asked for.
+        what: &'static str,
+        /// The driver's name.
+        driver: &'static str,
     },
     /// The serial console could not be connected to.
     #[error("cannot connect to the console of VM process {pid}")]

@@ -64,7 +64,7 @@ fn attack() {
     {
         try_to(&format!("to read {path}"), fs::metadata(path));
     }
-    for path in ["/dev/mem", "/dev/net/tun", "/dev/null", "/run/netns", "/tmp", "/var"] {
+    for path in ["/dev/mem", "/dev/net/tun", "/dev/sda", "/run/netns", "/tmp", "/var"] {
         try_to(&format!("to look at {path}"), fs::metadata(path));
     }
     for path in ["/x", "/kernel", "/dev/x", "/run/x", "/lib/x", "/proc/x"] {

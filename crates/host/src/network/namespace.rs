@@ -36,6 +36,8 @@ pub struct Namespace {
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
     pub name: String,
+    /// The user who may use the tap.
+    pub uid: u32,
     pub host_link: String,
     pub host_address: Ipv4Addr,
     pub namespace_address: Ipv4Addr,
@@ -44,11 +46,11 @@ pub(super) struct Plan {
 impl Namespace {
     /// Makes the namespace of this plan, replacing one that was left behind.
     pub(super) async fn create(plan: &Plan) -> Result<Self, NetworkError> {
-        let Plan { name, host_link, host_address, namespace_address } = plan;
+        let Plan { name, uid, host_link, host_address, namespace_address } = plan;
         Self::unlink(host_link).await;
         Self::destroy(name).await?;
         run("ip", &["netns", "add", name], "").await?;
-        let made = Self::furnish(name, host_link, *host_address, *namespace_address).await;
+        let made = Self::furnish(name, *uid, host_link, *host_address, *namespace_address).await;
         if let Err(error) = made {
             Self::destroy(name).await?;
             return Err(error);
@@ -58,6 +60,7 @@ impl Namespace {
 
     async fn furnish(
         name: &str,
+        uid: u32,
         host_link: &str,
         host_address: Ipv4Addr,
         namespace_address: Ipv4Addr,
@@ -70,7 +73,7 @@ impl Namespace {
         let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
         let inside = format!(
             "link set lo up\n\
-             tuntap add dev tap0 mode tap vnet_hdr\n\
+             tuntap add dev tap0 mode tap vnet_hdr user {uid}\n\
              link set tap0 address {TAP_MAC}\n\
              address add {HOST_ADDRESS}/{LINK_PREFIX} dev tap0\n\
              link set tap0 up\n\

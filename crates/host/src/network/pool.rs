@@ -182,6 +182,7 @@ impl Pool {
         let base = u32::from(self.network) + slot * 4;
         Plan {
             name: format!("{}{slot}", self.prefix()),
+            uid: self.first_uid + slot,
             host_link: format!("plv{}{slot}", self.owner),
             host_address: Ipv4Addr::from(base + 1),
             namespace_address: Ipv4Addr::from(base + 2),

@@ -85,11 +85,12 @@ impl Limits {
     }
 }
 
-/// A file of the host that is shown, read-only, in the jail at one of [`Program::PLACES`].
+/// A file of the host that is shown in the jail at one of [`Program::PLACES`].
 #[derive(Debug, Clone)]
 pub(crate) struct Shown {
     pub(crate) from: PathBuf,
     pub(crate) place: &'static str,
+    pub(crate) writable: bool,
 }
 
 /// A process to be started in a jail.
@@ -108,6 +109,9 @@ pub(crate) struct Inmate<'a> {
     pub(crate) keep: Vec<RawFd>,
     pub(crate) output: OwnedFd,
     pub(crate) error: OwnedFd,
+    /// Whether opening the guest's memory is to be answered by the daemon.
+    pub(crate) asks: bool,
+    pub(crate) sockets: Sockets,
     /// The largest file it may write, in bytes.
     pub(crate) file_bytes: u64,
     /// The guest's memory, for the control group's limit.
@@ -118,6 +122,8 @@ pub(crate) struct Inmate<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Device {
     Kvm,
+    Tun,
+    Userfaultfd,
 }
 
 impl Device {
@@ -125,8 +131,19 @@ impl Device {
     fn name(self) -> &'static str {
         match self {
             Self::Kvm => "dev/kvm",
+            Self::Tun => "dev/net/tun",
+            Self::Userfaultfd => "dev/userfaultfd",
         }
     }
+}
+
+/// Where a VMM has its sockets from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sockets {
+    /// All are inherited.
+    Inherited,
+    /// It makes unix sockets, in a directory `/run` of its own.
+    Own,
 }
 
 /// Starts a process in its jail. Blocks for some milliseconds.
@@ -182,12 +199,12 @@ fn recipe(inmate: Inmate<'_>, groups: Vec<File>) -> Result<Recipe, StartError> {
     for shown in &inmate.shown {
         let to = path(&place(shown.place))?;
         steps.push(Step::Bind { from: path(&shown.from)?, to: to.clone() });
-        steps.push(Step::Restrict {
-            at: to,
-            flags: libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
-        });
+        let read_only = if shown.writable { 0 } else { libc::MS_RDONLY };
+        steps.push(Step::Restrict { at: to, flags: read_only | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC });
     }
-    if !inmate.devices.is_empty() {
+    if inmate.devices.is_empty() {
+        steps.push(Step::Bind { from: path(Path::new(program::NULL))?, to: path(&place("dev/null"))? });
+    } else {
         let options = format!("{TINY},uid={0},gid={0}", jail.uid);
         steps.push(Step::Tmpfs {
             at: path(&place("dev"))?,
@@ -195,15 +212,28 @@ fn recipe(inmate: Inmate<'_>, groups: Vec<File>) -> Result<Recipe, StartError> {
             options: cstring(options.as_bytes()).map_err(spec)?,
         });
         for device in inmate.devices {
+            if *device == Device::Tun {
+                steps.push(Step::Directory(path(&place("dev/net"))?));
+            }
             let name = device.name();
             // Some have no fixed number.
             let number = std::fs::metadata(Path::new("/").join(name)).map_err(spec)?.rdev();
             steps.push(Step::Device { at: path(&place(name))?, number, owner: jail.uid });
         }
+        let null = std::fs::metadata(program::NULL).map_err(spec)?.rdev();
+        steps.push(Step::Device { at: path(&place("dev/null"))?, number: null, owner: jail.uid });
         // Devices may be opened there, nothing made or written.
         steps.push(Step::Restrict {
             at: path(&place("dev"))?,
             flags: libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NOEXEC,
+        });
+    }
+    if inmate.sockets == Sockets::Own {
+        let options = format!("{TINY},uid={0},gid={0}", jail.uid);
+        steps.push(Step::Tmpfs {
+            at: path(&place("run"))?,
+            flags: libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
+            options: cstring(options.as_bytes()).map_err(spec)?,
         });
     }
     steps.push(Step::Restrict { at: path(mount_point)?, flags: libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV });
@@ -229,8 +259,10 @@ fn recipe(inmate: Inmate<'_>, groups: Vec<File>) -> Result<Recipe, StartError> {
         Step::NoNewPrivileges,
     ]);
     // The filter that asks comes first: the other one allows no further filter but the program's own.
-    steps.push(Step::AskParent(seccomp::opens_for_writing()?));
-    steps.extend(seccomp::denied()?.map(Step::Filter));
+    if inmate.asks {
+        steps.push(Step::AskParent(seccomp::opens_for_writing()?));
+    }
+    steps.extend(seccomp::denied(inmate.sockets)?.map(Step::Filter));
 
     let mut arguments = vec![cstring(program.path().as_os_str().as_bytes()).map_err(spec)?];
     for argument in &inmate.arguments {

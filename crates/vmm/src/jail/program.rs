@@ -37,12 +37,19 @@ const FIRMWARE: [&str; 9] = [
 /// QEMU asks whether memory can be mapped that is not reserved. A jail has no `/proc`, but a copy of this.
 const OVERCOMMIT: &str = "/proc/sys/vm/overcommit_memory";
 
+/// The one device that is in every jail.
+pub(crate) const NULL: &str = "/dev/null";
+
 /// Where Linux distributions keep QEMU's modules, below the directory `lib` beside the program's.
 const MODULE_DIRS: [&str; 4] = ["x86_64-linux-gnu/qemu", "aarch64-linux-gnu/qemu", "qemu", "../lib64/qemu"];
 
 impl Program {
     /// Files that are empty in the copy; a jail shows its own there.
-    pub(crate) const PLACES: [&str; 2] = ["kernel", "initrd"];
+    pub(crate) const PLACES: [&str; 7] =
+        ["kernel", "initrd", "memory", "state", "out.state", "out.memory", "pager.sock"];
+    /// Places for disks, by their number.
+    pub(crate) const DISKS: [&str; 12] =
+        ["disk0", "disk1", "disk2", "disk3", "disk4", "disk5", "disk6", "disk7", "disk8", "disk9", "disk10", "disk11"];
 
     /// Copies QEMU, its modules for emulation, and its firmware into a directory below `store`, unless it is there.
     /// Blocks for as long as copying some 60 MB takes.
@@ -65,7 +72,7 @@ impl Program {
         Self::install(binary, files, store)
     }
 
-    /// Copies a program that needs nothing but its libraries.
+    /// Copies Firecracker, the pager, or another program that needs nothing but its libraries.
     pub fn plain(binary: &Path, store: &Path) -> Result<Self, ProgramError> {
         Self::install(find(binary)?, BTreeSet::new(), store)
     }
@@ -102,7 +109,7 @@ impl Program {
             (file, found.len(), found.mtime(), found.mtime_nsec()).hash(&mut hasher);
         }
         let overcommit = fs::read(OVERCOMMIT).map_err(io("read", Path::new(OVERCOMMIT)))?;
-        (Self::PLACES, &overcommit).hash(&mut hasher);
+        (Self::PLACES, Self::DISKS, NULL, &overcommit).hash(&mut hasher);
         let name = binary.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let root = store.join(format!("{name}-{:016x}", hasher.finish()));
         let program = Self { root: root.clone(), path: binary };
@@ -116,7 +123,8 @@ impl Program {
             for dir in ["dev", "run"] {
                 fs::create_dir(fresh.join(dir)).map_err(io("make", &fresh))?;
             }
-            for place in Self::PLACES {
+            File::create(fresh.join(NULL.trim_start_matches('/'))).map_err(io("make", &fresh))?;
+            for place in Self::PLACES.iter().chain(&Self::DISKS) {
                 File::create(fresh.join(place)).map_err(io("make", &fresh))?;
             }
             for file in &files {

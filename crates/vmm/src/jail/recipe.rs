@@ -4,7 +4,7 @@
 //! made before; [`crate::sys`] only performs it. A step that fails ends the child, and the parent learns which one.
 
 use std::ffi::CString;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// One step. In the order of a [`Recipe`]'s list; each says what it is for.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub(crate) enum Step {
     Restrict { at: CString, flags: libc::c_ulong },
     /// A small file system in memory.
     Tmpfs { at: CString, flags: libc::c_ulong, options: CString },
+    /// A directory.
+    Directory(CString),
     /// A character device.
     Device { at: CString, number: libc::dev_t, owner: u32 },
     /// Make this directory the root, and forget every other file system.
@@ -63,6 +65,7 @@ impl Step {
             Self::Bind { .. } => "bind a file into the jail",
             Self::Restrict { .. } => "restrict a mount of the jail",
             Self::Tmpfs { .. } => "mount a file system in the jail",
+            Self::Directory(_) => "make a directory in the jail",
             Self::Device { .. } => "make a device in the jail",
             Self::ChangeRoot(_) => "change the root",
             Self::HostName(_) => "set the host name",
@@ -89,6 +92,19 @@ pub(crate) struct Recipe {
     pub(crate) arguments: Vec<CString>,
     /// Its environment, `NAME=value`.
     pub(crate) environment: Vec<CString>,
+}
+
+impl Recipe {
+    /// The descriptors its steps use or keep.
+    pub(crate) fn descriptors(&self) -> Vec<RawFd> {
+        let of_step = |step: &Step| match step {
+            Step::JoinCgroup(fd) | Step::EnterNetwork(fd) => vec![fd.as_raw_fd()],
+            Step::Standard { input, output, error } => [input, output, error].map(AsRawFd::as_raw_fd).to_vec(),
+            Step::KeepOnly(keep) => keep.clone(),
+            _ => vec![],
+        };
+        self.steps.iter().flat_map(of_step).collect()
+    }
 }
 
 /// What a child that did not reach its program says: the number of the step, or [`EXEC_FAILED`].

@@ -160,6 +160,7 @@ mod tests {
             name: "vm-1".into(),
             driver: Driver::Qemu,
             program: crate::jail::Program::pretend(),
+            pager: None,
             jail: Jail { uid: 1, cgroup: None, limits: Limits::of(2) },
             arch: Arch::host().expect("tests run where guests do"),
             accel: Accel::Tcg,
@@ -239,6 +240,8 @@ mod tests {
         let mut root = spec();
         root.jail.uid = 0;
         assert!(matches!(root.check(), Err(SpecError::Root)));
+        let emulated = VmSpec { driver: Driver::Firecracker, ..spec() };
+        assert!(matches!(emulated.check(), Err(SpecError::NeedsKvm { .. })));
         let other = if Arch::host() == Some(Arch::X86_64) { Arch::Aarch64 } else { Arch::X86_64 };
         assert!(VmSpec { arch: other, ..spec() }.check().is_ok(), "emulated");
         assert!(matches!(VmSpec { arch: other, accel: Accel::Kvm, ..spec() }.check(), Err(SpecError::Foreign { .. })));

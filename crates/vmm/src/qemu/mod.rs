@@ -20,7 +20,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::time::Instant;
 
 use crate::jail::opener::Opener;
-use crate::jail::{self, Device, Inmate, Shown};
+use crate::jail::{self, Device, Inmate, Shown, Sockets};
 use crate::memory::GuestMemory;
 use crate::process::{self, Process, Unwatched};
 use crate::record::VmRecord;
@@ -31,6 +31,7 @@ use command::{Begin, Inherited};
 use commands::{AddFd, Cont, MigrateIncoming, QueryMigrate, QueryStatus, RemoveFd, SaveDevices, Stop};
 use qmp::{Qmp, QmpError};
 
+pub(crate) use version::program_says;
 pub use version::{VersionError, qemu_version};
 
 const QMP_SOCKET: &str = "qmp.sock";
@@ -79,7 +80,7 @@ pub(crate) async fn restore(
     if let Some(pages) = pages {
         let record = starting.record.clone();
         let written = tokio::task::spawn_blocking(move || {
-            let memory = GuestMemory::open(record.pid, record.start_time, &record.memory_path, record.memory_bytes)?;
+            let memory = GuestMemory::open(&record.process, &record.memory_path, record.memory_bytes)?;
             let mut write = |offset: u64, page: &[u8]| memory.write(offset, page);
             (pages.apply)(&mut write).map_err(|source| StartError::WritePages { source })
         });
@@ -104,12 +105,12 @@ impl Starting {
     async fn spawn(spec: &VmSpec, begin: Begin) -> Result<(Self, Option<(UnixStream, i32)>), StartError> {
         let owned = spec.clone();
         let spawned = joined(tokio::task::spawn_blocking(move || spawn(&owned, begin)).await)??;
-        let Spawned { unwatched, qmp, incoming, opener } = spawned;
+        let Spawned { unwatched, record, qmp, incoming, opener } = spawned;
         let in_dir = |what| {
             let path = spec.dir.clone();
             move |source| StartError::Prepare { what, path, source }
         };
-        let (process, record) = unwatched.watch(&spec.dir).map_err(in_dir("watch the process in"))?;
+        let process = unwatched.watch(&spec.dir).map_err(in_dir("watch the process in"))?;
         let guard = Guard::new(process);
         let stream = qmp
             .set_nonblocking(true)
@@ -172,6 +173,7 @@ async fn failed(guard: &Guard, source: QmpError) -> StartError {
 /// A process just started, and our ends of what connects to it.
 struct Spawned {
     unwatched: Unwatched,
+    record: VmRecord,
     qmp: UnixStream,
     /// Where device state is sent, and the number QEMU knows the other end by.
     incoming: Option<(UnixStream, i32)>,
@@ -226,8 +228,12 @@ fn spawn(spec: &VmSpec, begin: Begin) -> Result<Spawned, StartError> {
     keep.extend(&inherited.disks);
     let mut shown = Vec::new();
     if begin == Begin::Boot {
-        shown.push(Shown { from: spec.kernel.clone(), place: &command::KERNEL[1..] });
-        shown.extend(spec.initrd.iter().map(|initrd| Shown { from: initrd.clone(), place: &command::INITRD[1..] }));
+        shown.push(Shown { from: spec.kernel.clone(), place: &command::KERNEL[1..], writable: false });
+        shown.extend(spec.initrd.iter().map(|initrd| Shown {
+            from: initrd.clone(),
+            place: &command::INITRD[1..],
+            writable: false,
+        }));
     }
     // A leftover record must not lead to a process that only once had this directory.
     VmRecord::remove(&spec.dir).map_err(prepare("remove the old record in", &spec.dir))?;
@@ -246,6 +252,8 @@ fn spawn(spec: &VmSpec, begin: Begin) -> Result<Spawned, StartError> {
         keep,
         output: words,
         error: words_too,
+        asks: true,
+        sockets: Sockets::Inherited,
         file_bytes: largest_file(spec),
         memory_bytes: spec.memory_bytes(),
     });
@@ -253,11 +261,16 @@ fn spawn(spec: &VmSpec, begin: Begin) -> Result<Spawned, StartError> {
     let mut born = born?;
     let questions = born.questions.take().expect("its recipe asks");
     let pid = born.pid;
-    let unwatched =
-        Unwatched::new(born, &spec.dir, log, |pid, start_time, boot_id| VmRecord::new(spec, pid, start_time, boot_id))
-            .map_err(prepare("record the process in", &spec.dir))?;
+    let recorded = || -> io::Result<(Unwatched, VmRecord)> {
+        let unwatched = Unwatched::new(born, spec.jail.cgroup.clone(), log, process::VMM_LOG)?;
+        let record = VmRecord::new(spec, unwatched.identity());
+        record.write(&spec.dir)?;
+        Ok((unwatched, record))
+    };
+    let (unwatched, record) = recorded().map_err(prepare("record the process in", &spec.dir))?;
     let opener = Opener::start(pid, questions, memory).map_err(prepare("answer the process in", &spec.dir))?;
-    Ok(Spawned { unwatched, qmp, incoming: incoming.map(|(ours, theirs)| (ours.into(), theirs.as_raw_fd())), opener })
+    let incoming = incoming.map(|(ours, theirs)| (ours.into(), theirs.as_raw_fd()));
+    Ok(Spawned { unwatched, record, qmp, incoming, opener })
 }
 
 /// The memory file, open for no more than the machine needs. A private mapping needs a file of the right size; a shared

@@ -10,9 +10,21 @@ const MAX_OUTPUT: u64 = 4096;
 /// The version a QEMU program says it has, e.g. `7.2.22`. Blocks for as long as the program runs, some ten
 /// milliseconds.
 pub fn qemu_version(binary: &Path) -> Result<String, VersionError> {
+    let (text, success) = program_says(binary, "--version")?;
+    match parse(&text) {
+        Some(version) if success => Ok(version.to_owned()),
+        _ => Err(VersionError::Output {
+            program: binary.to_owned(),
+            first_line: text.lines().next().unwrap_or("").chars().take(200).collect(),
+        }),
+    }
+}
+
+/// What a program prints when it is called so, as far as it matters, and whether it succeeded.
+pub(crate) fn program_says(binary: &Path, argument: &str) -> Result<(String, bool), VersionError> {
     let run = |source| VersionError::Run { program: binary.to_owned(), source };
     let mut child = Command::new(binary)
-        .arg("--version")
+        .arg(argument)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -26,14 +38,7 @@ pub fn qemu_version(binary: &Path) -> Result<String, VersionError> {
     // The pipe is closed: a program that still writes gets an error and ends.
     let status = child.wait().map_err(run)?;
     read.map_err(run)?;
-    let text = String::from_utf8_lossy(&text);
-    match parse(&text) {
-        Some(version) if status.success() => Ok(version.to_owned()),
-        _ => Err(VersionError::Output {
-            program: binary.to_owned(),
-            first_line: text.lines().next().unwrap_or("").chars().take(200).collect(),
-        }),
-    }
+    Ok((String::from_utf8_lossy(&text).into_owned(), status.success()))
 }
 
 fn parse(text: &str) -> Option<&str> {
@@ -54,8 +59,18 @@ pub enum VersionError {
         #[source]
         source: io::Error,
     },
-    /// The program did not answer as QEMU does.
-    #[error("{} does not answer as QEMU does: {first_line:?}", program.display())]
+    /// The program is not one that can be driven.
+    #[error("{} is of version {version}; supported are {supported}", program.display())]
+    Unsupported {
+        /// The program.
+        program: PathBuf,
+        /// What it says it is.
+        version: String,
+        /// What would do.
+        supported: &'static str,
+    },
+    /// The program did not answer as the VMM does.
+    #[error("{} does not answer as the VMM does: {first_line:?}", program.display())]
     Output {
         /// The program.
         program: PathBuf,

@@ -115,6 +115,11 @@ impl Bench {
         self.uids.start + used
     }
 
+    /// The user given last.
+    pub fn last_uid(&self) -> u32 {
+        self.uids.start + self.used.load(Ordering::Relaxed) - 1
+    }
+
     /// Processes of this bench that live.
     pub fn strays(&self) -> Vec<u32> {
         vmm::find_strays(self.uids.clone()).into_iter().map(|(pid, _)| pid).collect()
@@ -128,6 +133,7 @@ impl Bench {
             name: "test".into(),
             driver: Driver::Qemu,
             program: self.program.clone(),
+            pager: None,
             jail: Jail { uid, cgroup: Some(format!("pilotlight-test/{uid}").into()), limits: Limits::of(1) },
             arch: Arch::X86_64,
             accel: Accel::Tcg,
