@@ -243,7 +243,8 @@ fn recipe(inmate: Inmate<'_>, groups: Vec<File>) -> Result<Recipe, StartError> {
     steps.push(Step::KeepOnly(inmate.keep));
     let limits = &jail.limits;
     for (resource, value) in [
-        (libc::RLIMIT_CORE, 0),
+        // Not 0: where dumps are piped to a program the kernel asks for no limit but this one (core(5)).
+        (libc::RLIMIT_CORE, 1),
         (libc::RLIMIT_NOFILE, limits.open_files),
         (libc::RLIMIT_NPROC, u64::from(limits.processes)),
         (libc::RLIMIT_FSIZE, inmate.file_bytes),
