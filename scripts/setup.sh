@@ -16,6 +16,8 @@ readonly packages=(
   buildah erofs-utils mmdebstrap debian-archive-keyring util-linux cpio xz-utils zstd lz4 ca-certificates
   # builds Pilotlight
   gcc libc6-dev pkg-config
+  # tests that guests of another architecture are emulated
+  qemu-system-arm
   # runs the demo and the tests: Python resolves *.localhost only with libnss-myhostname
   python3 python3-venv libnss-myhostname
 )

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use support::{
-    Bench, COUNTER, MEMORY_MIB, PATIENCE, TOUCHED, count, has, process_is_gone, runs_as_root, wait_for_dots,
+    Bench, COUNTER, MEMORY_MIB, PATIENCE, TOUCHED, count, has, process_is_gone, programs, runs_as_root, wait_for_dots,
 };
-use vmm::{ChangedPages, MemoryBacking, RunState, SaveError, StartError, Vm};
+use vmm::{Arch, ChangedPages, MemoryBacking, Program, RunState, SaveError, StartError, Vm, VmSpec};
 
 impl Bench {
     /// A base to restore from: its memory file, device state and count.
@@ -353,5 +353,62 @@ async fn exactly_the_written_pages_are_dirty() {
     let dirty = memory.dirty().unwrap();
     assert!(dirty.is_sorted_by(|a, b| a.end < b.start), "runs are in order and apart");
     assert_eq!(each_page(&dirty), expected);
+    vm.kill().await.unwrap();
+}
+
+/// As the other guest, for another processor: counts in memory, prints a dot each 2^18 counts.
+fn arm_guest() -> Vec<u8> {
+    let code: [u32; 10] = [
+        0xd2a1_2000, // movz x0, #0x0900, lsl #16     the serial port's data register
+        0x5280_05c1, // movz w1, #'.'
+        0xd2a8_0402, // movz x2, #0x4020, lsl #16     COUNTER, in memory that begins at 1 GiB
+        0xb940_0043, // ldr w3, [x2]
+        0x1100_0463, // add w3, w3, #1
+        0xb900_0043, // str w3, [x2]
+        0x7200_447f, // tst w3, #0x3ffff
+        0x54ff_ff81, // b.ne -4
+        0xb900_0001, // str w1, [x0]
+        0x17ff_fffa, // b -6
+    ];
+    code.map(u32::to_le_bytes).concat()
+}
+
+#[tokio::test]
+async fn an_arm_guest_is_emulated_suspended_and_resumed() {
+    let program = match Program::qemu(Path::new("qemu-system-aarch64"), &programs()) {
+        Ok(program) if runs_as_root() => program,
+        Ok(_) => return println!("skipped: a jail needs root"),
+        Err(error) => return println!("skipped: {error}"),
+    };
+    let bench = Bench::with(program);
+    fs::write(bench.path("guest"), arm_guest()).unwrap();
+    let spec = |dir: &str, memory| VmSpec { arch: Arch::Aarch64, ..bench.spec(dir, memory) };
+    let memory = bench.path("base");
+    let vm = Vm::boot(&spec("build", MemoryBacking::Shared(memory.clone()))).await.unwrap();
+    wait_for_dots(&vm).await;
+    vm.pause().await.unwrap();
+    let state = bench.path("base.state");
+    vm.snapshot_full(&state).await.unwrap();
+    vm.kill().await.unwrap();
+
+    let cow = MemoryBacking::CopyOnWrite(memory);
+    let vm = Vm::restore(&spec("one", cow.clone()), &state, None).await.unwrap();
+    let before = count(&vm.memory().unwrap());
+    vm.resume().await.unwrap();
+    wait_for_dots(&vm).await;
+    vm.pause().await.unwrap();
+    let changes = vm.snapshot_incremental(&bench.path("one.state")).await.unwrap();
+    assert!(has(changes.runs(), COUNTER));
+    let mut page = vec![0; 4096];
+    changes.read(COUNTER, &mut page).unwrap();
+    let counted = u32::from_le_bytes(page[..4].try_into().unwrap());
+    assert!(counted > before);
+    vm.kill().await.unwrap();
+
+    let pages = changed(vec![(COUNTER, page)]);
+    let vm = Vm::restore(&spec("two", cow), &bench.path("one.state"), Some(pages)).await.unwrap();
+    assert_eq!(count(&vm.memory().unwrap()), counted);
+    vm.resume().await.unwrap();
+    wait_for_dots(&vm).await;
     vm.kill().await.unwrap();
 }
