@@ -194,22 +194,7 @@ impl Bare {
                 memory.write_all_at(bytes, base + offset)?;
             }
         }
-        let incoming = self.work_dir.join("incoming.sock");
-        vm.qmp.execute("migrate-incoming", json!({"uri": format!("unix:{}", incoming.display())}))?;
-        let mut stream = connect(&incoming)?;
-        stream.write_all(&fs::read(device_state)?)?;
-        drop(stream);
-        let begin = Instant::now();
-        loop {
-            let migration = vm.qmp.execute("query-migrate", json!({}))?;
-            match migration["status"].as_str() {
-                Some("completed") => break,
-                Some("failed") => bail!("the load failed: {migration}"),
-                _ => ensure!(begin.elapsed() < STEP_MAX, "the load does not end: {migration}"),
-            }
-            thread::sleep(Duration::from_micros(500));
-        }
-        vm.qmp.execute("cont", json!({}))?;
+        load(&mut vm.qmp, &self.work_dir.join("incoming.sock"), device_state)?;
         Ok(vm)
     }
 }
@@ -293,13 +278,34 @@ impl Vm {
     }
 }
 
-struct Qmp {
+/// A QEMU that waits for state is given it, through this socket, and set going.
+pub fn load(qmp: &mut Qmp, incoming: &Path, device_state: &Path) -> anyhow::Result<()> {
+    qmp.execute("migrate-incoming", json!({"uri": format!("unix:{}", incoming.display())}))?;
+    let mut stream = connect(incoming)?;
+    stream.write_all(&fs::read(device_state)?)?;
+    drop(stream);
+    let begin = Instant::now();
+    loop {
+        let migration = qmp.execute("query-migrate", json!({}))?;
+        match migration["status"].as_str() {
+            Some("completed") => break,
+            Some("failed") => bail!("the load failed: {migration}"),
+            _ => ensure!(begin.elapsed() < STEP_MAX, "the load does not end: {migration}"),
+        }
+        thread::sleep(Duration::from_micros(500));
+    }
+    qmp.execute("cont", json!({})).map(drop)
+}
+
+/// The least client of QEMU's machine protocol there is.
+pub struct Qmp {
     reader: BufReader<UnixStream>,
     writer: UnixStream,
 }
 
 impl Qmp {
-    fn connect(socket: &Path) -> anyhow::Result<Self> {
+    /// Connects, and takes it into command mode.
+    pub fn connect(socket: &Path) -> anyhow::Result<Self> {
         let writer = connect(socket)?;
         writer.set_read_timeout(Some(STEP_MAX))?;
         let mut qmp = Self { reader: BufReader::new(writer.try_clone()?), writer };
@@ -329,7 +335,8 @@ impl Qmp {
     }
 }
 
-fn connect(socket: &Path) -> anyhow::Result<UnixStream> {
+/// Connects to a socket as soon as it is there.
+pub fn connect(socket: &Path) -> anyhow::Result<UnixStream> {
     let begin = Instant::now();
     loop {
         match UnixStream::connect(socket) {

@@ -11,6 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
@@ -77,6 +78,7 @@ pub(crate) struct Process {
     pidfd: Arc<OwnedFd>,
     exit: watch::Receiver<Option<ExitReport>>,
     blame: Arc<OnceLock<&'static str>>,
+    jail_time: Option<Duration>,
 }
 
 /// What names a process for good: its number, when it began, and the boot of the machine; and its control group.
@@ -98,12 +100,14 @@ pub(crate) struct Unwatched {
     child: Child,
     log: OwnedFd,
     log_name: &'static str,
+    jail_time: Duration,
 }
 
 impl Unwatched {
     /// Takes charge of a child that was just started. `log` is what it writes its words to, `log_name` where they go.
     pub(crate) fn new(born: Born, cgroup: Option<PathBuf>, log: OwnedFd, log_name: &'static str) -> io::Result<Self> {
         let pid = born.pid;
+        let jail_time = born.took;
         let child = Child { pidfd: Some(born.pidfd), cgroup: cgroup.clone() };
         // Short of memory, the kernel is to end a guest, not whoever looks after all of them. A kernel that will not be
         // told so is no reason not to start.
@@ -111,7 +115,7 @@ impl Unwatched {
         // One that ended already has none; the connection's end will tell, with its words from the log.
         let start_time = procfs::start_time(pid)?.unwrap_or(0);
         let identity = Identity { pid, start_time, boot_id: procfs::boot_id()?, cgroup };
-        Ok(Self { identity, child, log, log_name })
+        Ok(Self { identity, child, log, log_name, jail_time })
     }
 
     pub(crate) fn identity(&self) -> Identity {
@@ -124,7 +128,9 @@ impl Unwatched {
         let pidfd = self.child.pidfd.as_ref().expect("taken only here").try_clone()?;
         let ended = sys::watch_fd(pidfd.try_clone()?)?;
         let child = self.child.pidfd.take();
-        Ok(Process::watch(&self.identity, pidfd, ended, child, Some(log), dir.join(self.log_name)))
+        let log_path = dir.join(self.log_name);
+        let process = Process::watch(&self.identity, pidfd, ended, child, Some(log), log_path);
+        Ok(Process { jail_time: Some(self.jail_time), ..process })
     }
 }
 
@@ -160,7 +166,7 @@ impl Process {
         let blame = Arc::new(OnceLock::new());
         let watched = Watched { child, log_path, cgroup: identity.cgroup.clone(), blame: Arc::clone(&blame) };
         tokio::spawn(supervise(ended, watched, log, publish));
-        Self { pid: identity.pid, pidfd: Arc::new(pidfd), exit, blame }
+        Self { pid: identity.pid, pidfd: Arc::new(pidfd), exit, blame, jail_time: None }
     }
 
     /// Watches a process that an earlier daemon, or another handle, started; `None` if it is gone.
@@ -192,6 +198,10 @@ impl Process {
     /// Sends SIGKILL. A process that is gone already is no error.
     pub(crate) fn kill(&self) -> io::Result<()> {
         kill_pidfd(&self.pidfd)
+    }
+
+    pub(crate) fn jail_time(&self) -> Option<Duration> {
+        self.jail_time
     }
 
     /// A handle for somebody else, who may wait for its end, or end it.
@@ -309,7 +319,7 @@ async fn supervise(
     }
     // The process is gone and with it the last writer: what is in the pipe is read at once.
     if !log_done {
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), keep_log).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), keep_log).await;
     }
     let report = tokio::task::spawn_blocking(move || watched.report()).await;
     publish.send_replace(Some(report.unwrap_or_default()));

@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::io::{self, Read, Write};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -18,11 +19,16 @@ use crate::jail::recipe::{EXEC_FAILED, Recipe, Step};
 /// and inside of one it would have some.
 const NAMESPACES: u64 = (libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) as u64;
 
+/// `linux/sched.h`; libc's constant is too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// A child that has performed its recipe and runs its program.
 #[derive(Debug)]
 pub(crate) struct Born {
     pub(crate) pid: u32,
     pub(crate) pidfd: OwnedFd,
+    /// From the first system call for it to the start of its program.
+    pub(crate) took: Duration,
     /// Where the child's questions arrive, if its recipe asks.
     pub(crate) questions: Option<OwnedFd>,
 }
@@ -49,12 +55,17 @@ pub(crate) fn give_birth(recipe: &Recipe) -> Result<Born, BirthError> {
     let (status, status_writer) = io::pipe().map_err(BirthError::Clone)?;
     let (go, go_writer) = io::pipe().map_err(BirthError::Clone)?;
     let gaps = gaps(recipe.descriptors().into_iter().chain([0, 1, 2, status_writer.as_raw_fd(), go.as_raw_fd()]));
+    let begin = Instant::now();
     let mut pidfd: RawFd = -1;
     // SAFETY: `clone_args` is plain integers, for which zero is a value.
     let mut clone_args: libc::clone_args = unsafe { mem::zeroed() };
     clone_args.flags = NAMESPACES | libc::CLONE_PIDFD as u64;
     clone_args.pidfd = &raw mut pidfd as u64;
     clone_args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(group) = &recipe.born_in {
+        clone_args.flags |= CLONE_INTO_CGROUP;
+        clone_args.cgroup = group.as_raw_fd() as u64;
+    }
 
     // A signal must not reach the child while it still has this program's handlers, which write to this program's pipes.
     let blocked = Blocked::all();
@@ -84,7 +95,7 @@ pub(crate) fn give_birth(recipe: &Recipe) -> Result<Born, BirthError> {
         let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
         reap(&pidfd);
     }
-    outcome.map(|questions| Born { pid: pid as u32, pidfd, questions })
+    outcome.map(|questions| Born { pid: pid as u32, pidfd, took: begin.elapsed(), questions })
 }
 
 /// What is between these numbers, and above them.
@@ -442,6 +453,32 @@ impl Drop for GuestPages {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The tree of version 2 is there on most machines, also where it has no controllers.
+    #[test]
+    fn a_child_is_born_in_its_control_group() {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let tree = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|fields| fields[2] == "cgroup2");
+        let Some(tree) = tree else { return println!("skipped: there is no tree of version 2") };
+        let group = std::path::Path::new(tree[1]).join(format!("pilotlight-test-{}", std::process::id()));
+        if let Err(error) = std::fs::create_dir(&group) {
+            return println!("skipped: {}: {error}", group.display());
+        }
+        let recipe = Recipe {
+            steps: vec![],
+            born_in: Some(std::fs::File::open(&group).unwrap().into()),
+            program: c"/bin/sleep".to_owned(),
+            arguments: vec![c"sleep".to_owned(), c"60".to_owned()],
+            environment: vec![],
+        };
+        let born = give_birth(&recipe).unwrap();
+        let found = std::fs::read_to_string(format!("/proc/{}/cgroup", born.pid)).unwrap();
+        rustix::process::pidfd_send_signal(&born.pidfd, rustix::process::Signal::KILL).unwrap();
+        assert_eq!(reap(&born.pidfd).and_then(|status| status.terminating_signal()), Some(9));
+        std::fs::remove_dir(&group).unwrap();
+        let name = group.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(found.lines().any(|line| line.starts_with("0::") && line.ends_with(&name)), "{found}");
+    }
 
     #[test]
     fn everything_else_is_in_a_gap() {

@@ -115,6 +115,11 @@ impl Vm {
         self.0.record.driver.capabilities()
     }
 
+    /// How long its jail took to make, up to the start of its program; unknown for a machine that was found again.
+    pub fn jail_time(&self) -> Option<Duration> {
+        self.0.process.jail_time()
+    }
+
     /// Stops the guest's processors; returns when its disk requests are done too.
     pub async fn pause(&self) -> Result<(), ControlError> {
         match &self.0.control {

@@ -16,6 +16,8 @@ use vmm::{ExitReport, Hierarchies, MemoryBacking, Program, StartError, Vm, VmSpe
 
 const MIB: u64 = 1 << 20;
 
+type Test = fn(&tokio::runtime::Runtime);
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     if let Some(at) = arguments.iter().position(|argument| argument == "-append") {
@@ -27,7 +29,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let tests: [(&str, fn(&tokio::runtime::Runtime)); 7] = [
+    let tests: [(&str, Test); 7] = [
         ("open_files_come_to_an_end", open_files),
         ("threads_come_to_an_end", threads),
         ("a_file_that_is_too_large_fails_and_ends_nobody", file_size),

@@ -37,6 +37,16 @@ enum Version {
     Two,
 }
 
+/// A group, in the form a new process gets into it without waiting: writing to `cgroup.procs` stops every fork and exit of
+/// the machine for some milliseconds.
+#[derive(Debug)]
+pub(super) enum Group {
+    /// Version 1: the process, which has one thread, writes that into this file itself.
+    Tasks(File),
+    /// Version 2: the process is born in it.
+    Directory(File),
+}
+
 /// Limits as they are applied to one group.
 pub(super) struct Applied<'a> {
     pub(super) memory_bytes: u64,
@@ -95,9 +105,9 @@ impl Hierarchies {
         }
     }
 
-    /// Makes a group with these limits in every tree; what is returned are its `cgroup.procs`, open for writing.
-    pub(super) fn create(&self, name: &Path, applied: &Applied<'_>) -> io::Result<Vec<File>> {
-        let made: io::Result<Vec<File>> = self.trees.iter().map(|tree| tree.create(name, applied)).collect();
+    /// Makes a group with these limits in every tree.
+    pub(super) fn create(&self, name: &Path, applied: &Applied<'_>) -> io::Result<Vec<Group>> {
+        let made: io::Result<Vec<Group>> = self.trees.iter().map(|tree| tree.create(name, applied)).collect();
         if made.is_err() {
             self.remove(name);
         }
@@ -153,7 +163,7 @@ impl Hierarchies {
 }
 
 impl Tree {
-    fn create(&self, name: &Path, applied: &Applied<'_>) -> io::Result<File> {
+    fn create(&self, name: &Path, applied: &Applied<'_>) -> io::Result<Group> {
         let dir = self.root.join(name);
         // In version 2 a controller works in a group only if every group above hands it down.
         let mut parent = self.root.clone();
@@ -177,7 +187,10 @@ impl Tree {
                 Err(e) => return Err(io::Error::new(e.kind(), format!("{file} = {value}: {e}"))),
             }
         }
-        File::options().write(true).open(dir.join("cgroup.procs"))
+        match self.version {
+            Version::One => File::options().write(true).open(dir.join("tasks")).map(Group::Tasks),
+            Version::Two => File::open(&dir).map(Group::Directory),
+        }
     }
 
     fn hand_down(&self, parent: &Path) -> io::Result<()> {

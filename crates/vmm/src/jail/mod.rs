@@ -31,6 +31,7 @@ pub use program::{Program, ProgramError};
 
 use crate::start::StartError;
 use crate::sys::{self, BirthError, Born};
+use cgroup::Group;
 use recipe::{Recipe, Step};
 
 /// Bytes and files of the file systems in memory a jail gets for devices and sockets.
@@ -178,7 +179,7 @@ pub(crate) fn start(inmate: Inmate<'_>) -> Result<Born, StartError> {
 }
 
 /// The whole recipe, in order; see the module's words for what it makes.
-fn recipe(inmate: Inmate<'_>, groups: Vec<File>) -> Result<Recipe, StartError> {
+fn recipe(inmate: Inmate<'_>, groups: Vec<Group>) -> Result<Recipe, StartError> {
     let Inmate { jail, program, mount_point, .. } = inmate;
     let spec = |source| StartError::Jail { what: "describe the jail", source };
     let null = File::open("/dev/null").map_err(|source| StartError::Jail { what: "open /dev/null", source })?;
@@ -186,7 +187,13 @@ fn recipe(inmate: Inmate<'_>, groups: Vec<File>) -> Result<Recipe, StartError> {
     let path = |path: &Path| cstring(path.as_os_str().as_bytes()).map_err(spec);
 
     let mut steps = vec![Step::NewSession];
-    steps.extend(groups.into_iter().map(|procs| Step::JoinCgroup(procs.into())));
+    let mut born_in = None;
+    for group in groups {
+        match group {
+            Group::Tasks(tasks) => steps.push(Step::JoinCgroup(tasks.into())),
+            Group::Directory(directory) => born_in = Some(directory.into()),
+        }
+    }
     if let Some(namespace) = inmate.network {
         steps.push(Step::EnterNetwork(namespace));
     }
@@ -273,7 +280,7 @@ fn recipe(inmate: Inmate<'_>, groups: Vec<File>) -> Result<Recipe, StartError> {
     let mut about = b"PILOTLIGHT_VM_DIR=".to_vec();
     about.extend_from_slice(mount_point.parent().unwrap_or(mount_point).as_os_str().as_bytes());
     let environment = vec![c"LC_ALL=C".to_owned(), cstring(&about).map_err(spec)?];
-    Ok(Recipe { steps, program: path(program.path())?, arguments, environment })
+    Ok(Recipe { steps, born_in, program: path(program.path())?, arguments, environment })
 }
 
 fn cstring(bytes: &[u8]) -> io::Result<CString> {

@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 pub(crate) enum Step {
     /// A session of its own: the end of the daemon's is not its end.
     NewSession,
-    /// Into a control group, by writing to its `cgroup.procs`.
+    /// Into a control group of version 1, by writing to its `tasks`.
     JoinCgroup(OwnedFd),
     /// Into a network namespace.
     EnterNetwork(OwnedFd),
@@ -86,6 +86,8 @@ impl Step {
 #[derive(Debug)]
 pub(crate) struct Recipe {
     pub(crate) steps: Vec<Step>,
+    /// The directory of the control group of version 2 it is born in.
+    pub(crate) born_in: Option<OwnedFd>,
     /// The program's path inside the jail.
     pub(crate) program: CString,
     /// Its arguments, its own name first.

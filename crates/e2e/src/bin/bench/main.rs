@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+mod driver;
+
 use std::{
     fs,
     process::ExitCode,
@@ -24,7 +26,7 @@ const WARM_UPS: usize = 1;
 /// What the app is asked.
 const PATH: &str = "/";
 
-const GROUPS: [&str; 3] = ["launch", "suspend", "wake"];
+const GROUPS: [&str; 4] = ["launch", "suspend", "wake", "driver"];
 
 fn main() -> ExitCode {
     let asked: Vec<String> = std::env::args().skip(1).filter(|group| !group.is_empty()).collect();
@@ -65,6 +67,9 @@ fn bench(asked: &[String]) -> anyhow::Result<()> {
     let model = stage.launch()?;
     let bare = Bare::like(&stage.vmm_of(&model.id)?, &stage.version_dir()?, &stage.scratch("bare"))?;
     let mut rows = Vec::new();
+    if wanted("driver") {
+        rows.push(driver::idle_qemu(&stage, &model)?);
+    }
     if wanted("launch") {
         rows.extend(launch(&stage, &bare)?);
     }
@@ -77,6 +82,9 @@ fn bench(asked: &[String]) -> anyhow::Result<()> {
         if wanted("wake") {
             rows.extend(wake);
         }
+    }
+    if wanted("driver") {
+        rows.extend(driver::bench(&stage.scratch("driver"))?);
     }
     report(&rows)
 }
@@ -166,7 +174,7 @@ fn quantiles(group: &'static str, name: &str, mut ours: Vec<Duration>, mut floor
             name: format!("{name}, {label}"),
             unit: "ms",
             value: quantile(&ours, share),
-            baseline: Some(quantile(&floor, share)),
+            baseline: (!floor.is_empty()).then(|| quantile(&floor, share)),
         })
         .collect()
 }
