@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use http::{Uri, header::LOCATION};
+use http::{Response, Uri, header::LOCATION};
 use ureq::{
     Agent, Body,
     tls::{Certificate, PemItem, RootCerts, TlsConfig},
@@ -23,6 +23,9 @@ use super::{Patience, unpack::Bounded};
 
 /// GitHub needs one; a mirror behind a load balancer some more.
 const REDIRECTS_MAX: usize = 5;
+
+/// Connections that may break before an answer: one is a nuisance, three are an outage.
+const BROKEN_MAX: usize = 2;
 
 /// For TCP and TLS together, where a path to the host exists.
 const CONNECT: Duration = Duration::from_secs(15);
@@ -96,10 +99,7 @@ impl Client {
     fn open(&self, url: &str, until: Instant) -> anyhow::Result<Body> {
         let mut at = parse(url)?;
         for _ in 0..=REDIRECTS_MAX {
-            let left = until.saturating_duration_since(Instant::now());
-            ensure!(!left.is_zero(), "{url} did not come within {:?}", self.patience.file);
-            let request = self.agent.get(&at).config().timeout_global(Some(left)).build();
-            let response = request.call().with_context(|| format!("cannot reach {}", shown(&at)))?;
+            let response = self.ask(&at, until)?;
             let status = response.status();
             if status == 200 {
                 return Ok(response.into_body());
@@ -117,6 +117,20 @@ impl Client {
         bail!("{url} redirects more than {REDIRECTS_MAX} times")
     }
 
+    /// Asks once more where a connection broke before there was an answer: nothing has been changed by then.
+    fn ask(&self, at: &Uri, until: Instant) -> anyhow::Result<Response<Body>> {
+        let mut broken = 0;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "{} did not come within {:?}", shown(at), self.patience.file);
+            let request = self.agent.get(at).config().timeout_global(Some(left)).build();
+            match request.call() {
+                Err(ureq::Error::Io(error)) if is_broken(&error) && broken < BROKEN_MAX => broken += 1,
+                answer => return answer.with_context(|| format!("cannot reach {}", shown(at))),
+            }
+        }
+    }
+
     fn follow(&self, at: &Uri, location: &str) -> anyhow::Result<Uri> {
         let next = match location.strip_prefix('/') {
             // Another host, by the scheme of this one.
@@ -132,6 +146,11 @@ impl Client {
         ensure!(safe, "{} is not https", shown(&next));
         Ok(next)
     }
+}
+
+fn is_broken(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
 /// An absolute URL with nothing in it that would be sent or shown by accident.
