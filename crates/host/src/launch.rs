@@ -155,6 +155,8 @@ pub async fn restore(
         let vm_spec = vm_spec(host, name, spec.size, version, files, memory, &namespace);
         let pages = layer.map(|(file, layer)| ChangedPages {
             file,
+            touched: None,
+            record: None,
             apply: Box::new(move |write| Ok(layer.apply(&mut |offset, page| write(offset, page))?)),
         });
         Vm::restore(&vm_spec, device_state, pages).await.map_err(LaunchError::Restore)

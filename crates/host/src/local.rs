@@ -61,12 +61,17 @@ impl LocalHost {
         let builder = Builder::new(builder::BuilderConfig::new(config.builder_storage.clone(), data.join("builder")));
         let (driver, vmm, pager) = (config.driver, config.vmm.clone(), config.pager.clone());
         let programs = data.join("programs");
-        let copied = tokio::task::spawn_blocking(move || match driver {
-            vmm::Driver::Qemu => Ok((vmm::Program::qemu(&vmm, &programs)?, None)),
-            vmm::Driver::Firecracker => {
-                let pager = vmm::Program::plain(&pager, &programs)?;
-                Ok((vmm::Program::plain(&vmm, &programs)?, Some(pager)))
-            }
+        let copied = tokio::task::spawn_blocking(move || {
+            let (program, pager) = match driver {
+                vmm::Driver::Qemu => (vmm::Program::qemu(&vmm, &programs)?, None),
+                vmm::Driver::Firecracker => {
+                    let pager = vmm::Program::plain(&pager, &programs)?;
+                    (vmm::Program::plain(&vmm, &programs)?, Some(pager))
+                }
+            };
+            let keep: Vec<_> = [Some(&program), pager.as_ref()].into_iter().flatten().collect();
+            vmm::Program::sweep(&programs, &keep);
+            Ok((program, pager))
         });
         let copied = copied.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         let (program, pager) = copied.map_err(StartError::Program)?;

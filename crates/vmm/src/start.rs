@@ -22,6 +22,10 @@ pub type WriteAll = dyn FnOnce(&mut WritePage<'_>) -> Result<(), BoxError> + Sen
 pub struct ChangedPages {
     /// The file they are in, of a form the pager reads.
     pub file: PathBuf,
+    /// A list of pages that will be wanted, as a pager recorded it; they are brought before anybody asks.
+    pub touched: Option<PathBuf>,
+    /// Where the pager's list of the pages that were wanted goes when the machine ends: a file that is made.
+    pub record: Option<PathBuf>,
     /// Writes all of them, on a thread that may block.
     pub apply: Box<WriteAll>,
 }

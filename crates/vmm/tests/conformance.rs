@@ -144,7 +144,12 @@ fn layer(changes: &Changes, to: &Path) -> ChangedPages {
     }
     .unwrap();
     let layer = snapshot::open_layer(to).unwrap();
-    ChangedPages { file: to.to_owned(), apply: Box::new(move |write| Ok(layer.apply(write)?)) }
+    ChangedPages {
+        file: to.to_owned(),
+        touched: None,
+        record: None,
+        apply: Box::new(move |write| Ok(layer.apply(write)?)),
+    }
 }
 
 #[tokio::test]
@@ -365,7 +370,7 @@ async fn a_vm_ends_with_its_pager_and_says_why() {
     vm.kill().await.unwrap();
     for adopted in [false, true] {
         let apply = Box::new(|_: &mut vmm::WritePage<'_>| Ok(()));
-        let pages = ChangedPages { file: pages.file.clone(), apply };
+        let pages = ChangedPages { file: pages.file.clone(), touched: None, record: None, apply };
         let dir = format!("paged-{adopted}");
         let mut vm = subject.restore(&dir, (&memory, &state), Some(pages)).await;
         vm.resume().await.unwrap();
@@ -382,5 +387,40 @@ async fn a_vm_ends_with_its_pager_and_says_why() {
         assert!(killed.success());
         let report = tokio::time::timeout(PATIENCE, vm.exited()).await.expect("the VM ends too");
         assert!(report.to_string().contains("memory ended"), "{report}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_wanted_is_brought_the_next_time() {
+    let Some(subject) = firecracker().filter(|subject| subject.pager.is_some()) else { return };
+    let (memory, state) = subject.base().await;
+    let vm = subject.restore("one", (&memory, &state), None).await;
+    vm.resume().await.unwrap();
+    hear(&vm).await;
+    vm.pause().await.unwrap();
+    let state = subject.bench.path("one.state");
+    let pages = layer(&vm.snapshot_incremental(&state).await.unwrap(), &subject.bench.path("one.layer"));
+    vm.kill().await.unwrap();
+    let record = subject.bench.path("touched");
+    for (round, touched) in [None, Some(record.clone())].into_iter().enumerate() {
+        let again = ChangedPages {
+            file: pages.file.clone(),
+            record: touched.is_none().then(|| record.clone()),
+            touched,
+            apply: Box::new(|_| Ok(())),
+        };
+        let vm = subject.restore(&format!("paged-{round}"), (&memory, &state), Some(again)).await;
+        vm.resume().await.unwrap();
+        hear(&vm).await;
+        vm.kill().await.unwrap();
+        let begin = Instant::now();
+        while !subject.bench.strays().is_empty() {
+            assert!(begin.elapsed() < PATIENCE, "the pager outlives its VM");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let wanted = snapshot::pager::read_touched(&fs::File::open(&record).unwrap(), MEMORY_MIB << 20).unwrap();
+        assert!(has(&wanted, COUNTER), "{wanted:?}");
+        let bytes: u64 = wanted.iter().map(|run| run.end - run.start).sum();
+        assert!(bytes < 1 << 20, "the guest touches little: {bytes} bytes");
     }
 }

@@ -46,7 +46,7 @@ impl Bench {
 fn changed(pages: Vec<(u64, Vec<u8>)>) -> ChangedPages {
     let apply =
         move |write: &mut vmm::WritePage<'_>| Ok(pages.iter().try_for_each(|(offset, page)| write(*offset, page))?);
-    ChangedPages { file: PathBuf::new(), apply: Box::new(apply) }
+    ChangedPages { file: PathBuf::new(), touched: None, record: None, apply: Box::new(apply) }
 }
 
 #[tokio::test]
@@ -210,7 +210,8 @@ async fn a_failed_start_says_why_and_leaves_nothing() {
     assert!(matches!(Vm::boot(&spec).await, Err(StartError::Jail { .. })));
 
     // Pages that cannot be written.
-    let no_pages = ChangedPages { file: PathBuf::new(), apply: Box::new(|_| Err("no pages".into())) };
+    let no_pages =
+        ChangedPages { file: PathBuf::new(), touched: None, record: None, apply: Box::new(|_| Err("no pages".into())) };
     let error = Vm::restore(&bench.spec("pages", cow), &state, Some(no_pages)).await.unwrap_err();
     assert!(matches!(error, StartError::WritePages { .. }), "{error:?}");
 

@@ -120,22 +120,29 @@ pub(crate) async fn restore(
     joined(tokio::task::spawn_blocking(move || check_files(&path, &base, expected)).await)??;
     let mut shown = vec![Shown { from: state.to_owned(), place: "state", writable: false }];
     let mut devices = vec![Device::Kvm];
-    let pager = match &pages {
+    // What writes the pages is of no use to a pager, which reads their file itself.
+    let files = pages.map(|pages| pager::Files {
+        base: memory.clone(),
+        layer: pages.file,
+        touched: pages.touched,
+        record: pages.record,
+    });
+    let pager = match files {
         None => {
             shown.push(Shown { from: memory.clone(), place: "memory", writable: false });
             None
         }
-        Some(pages) => {
+        Some(files) => {
             let program = spec.pager.as_ref().ok_or(StartError::NoPager)?;
             let earlier = spec.dir.join(EARLIER);
-            let (from, to) = (pages.file.clone(), earlier.clone());
+            let (from, to) = (files.layer.clone(), earlier.clone());
             let linked = joined(tokio::task::spawn_blocking(move || keep(&from, &to)).await)?;
             linked.map_err(|source| StartError::Prepare {
                 what: "keep the changed pages in",
                 path: earlier,
                 source,
             })?;
-            let pager = Pager::start(spec, program, memory, &spec.dir.join(EARLIER)).await?;
+            let pager = Pager::start(spec, program, files).await?;
             shown.push(Shown { from: pager.socket().to_owned(), place: "pager.sock", writable: true });
             devices.push(Device::Userfaultfd);
             Some(pager)

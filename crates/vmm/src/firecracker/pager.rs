@@ -21,6 +21,9 @@ const LOG: &str = "pager.log";
 /// A pager's own memory: it copies from files straight into its VM's.
 const MEMORY_BYTES: u64 = 64 << 20;
 
+/// The most bytes of a list of touched pages: 16 a page of 64 GiB, were no two neighbours.
+const MAX_RECORD: u64 = 256 << 20;
+
 /// A pager that serves a VM.
 #[derive(Debug)]
 pub(super) struct Pager {
@@ -32,11 +35,11 @@ pub(super) struct Pager {
 }
 
 impl Pager {
-    /// Starts a pager for this VM that serves `base`, and `layer` above it.
-    pub(super) async fn start(spec: &VmSpec, program: &Program, base: &Path, layer: &Path) -> Result<Self, StartError> {
-        let (spec, program, base, layer) = (spec.clone(), program.clone(), base.to_owned(), layer.to_owned());
+    /// Starts a pager for this VM that serves these files.
+    pub(super) async fn start(spec: &VmSpec, program: &Program, files: Files) -> Result<Self, StartError> {
+        let (spec, program) = (spec.clone(), program.clone());
         let dir = spec.dir.clone();
-        let spawned = tokio::task::spawn_blocking(move || spawn(&spec, &program, &base, &layer)).await;
+        let spawned = tokio::task::spawn_blocking(move || spawn(&spec, &program, &files)).await;
         let unwatched = joined(spawned)??;
         let identity = unwatched.identity();
         let process = unwatched.watch(&dir).map_err(|source| StartError::Prepare {
@@ -104,8 +107,16 @@ impl Drop for Pager {
     }
 }
 
+/// What a pager reads and writes.
+pub(super) struct Files {
+    pub(super) base: PathBuf,
+    pub(super) layer: PathBuf,
+    pub(super) touched: Option<PathBuf>,
+    pub(super) record: Option<PathBuf>,
+}
+
 /// Starts a pager in a jail of its own. Blocks.
-fn spawn(spec: &VmSpec, program: &Program, base: &Path, layer: &Path) -> Result<Unwatched, StartError> {
+fn spawn(spec: &VmSpec, program: &Program, files: &Files) -> Result<Unwatched, StartError> {
     let prepare = |what: &'static str, path: &Path| {
         let path = path.to_owned();
         move |source: io::Error| StartError::Prepare { what, path, source }
@@ -115,17 +126,24 @@ fn spawn(spec: &VmSpec, program: &Program, base: &Path, layer: &Path) -> Result<
     let listener = process::listen(&spec.dir, &dir, SOCKET).map_err(prepare("listen on", &path))?;
     // The VMM connects as its own user.
     std::os::unix::fs::chown(&path, Some(spec.jail.uid), Some(spec.jail.uid)).map_err(prepare("give away", &path))?;
-    let (base, layer) = (jail::open_for(base, false)?, jail::open_for(layer, false)?);
+    let mut inherited =
+        vec![("--base-fd", jail::open_for(&files.base, false)?), ("--layer-fd", jail::open_for(&files.layer, false)?)];
+    if let Some(touched) = &files.touched {
+        inherited.push(("--prefetch-fd", jail::open_for(touched, false)?));
+    }
+    if let Some(record) = &files.record {
+        File::create(record).map_err(prepare("make", record))?;
+        inherited.push(("--record-fd", jail::open_for(record, true)?));
+    }
     let (log, words) = process::words().map_err(prepare("make a pipe for", &spec.dir))?;
     let words_too: OwnedFd = words.try_clone().map_err(prepare("make a pipe for", &spec.dir))?;
     let mount_point = spec.dir.join("pager-root");
     fs::create_dir_all(&mount_point).map_err(prepare("make", &mount_point))?;
-    let arguments = [
-        ("--listen-fd", listener.as_raw_fd().to_string()),
-        ("--base-fd", base.1.to_string()),
-        ("--layer-fd", layer.1.to_string()),
-        ("--memory-bytes", spec.memory_bytes().to_string()),
-    ];
+    let mut arguments =
+        vec![("--listen-fd", listener.as_raw_fd().to_string()), ("--memory-bytes", spec.memory_bytes().to_string())];
+    arguments.extend(inherited.iter().map(|(name, (_, number))| (*name, number.to_string())));
+    let mut keep = vec![listener.as_raw_fd()];
+    keep.extend(inherited.iter().map(|(_, (_, number))| *number));
     let jail = Jail {
         uid: spec.jail.uid,
         // A group of its own: version 2 allows no processes beside groups.
@@ -141,12 +159,13 @@ fn spawn(spec: &VmSpec, program: &Program, base: &Path, layer: &Path) -> Result<
         tap: None,
         shown: vec![],
         devices: &[],
-        keep: vec![listener.as_raw_fd(), base.1, layer.1],
+        keep,
         output: words,
         error: words_too,
         asks: false,
         sockets: Sockets::Inherited,
-        file_bytes: 0,
+        // Its list of pages, if it records one.
+        file_bytes: MAX_RECORD,
         // The pages it copies are its VM's; those it reads are the page cache's, and are charged to whoever reads first.
         memory_bytes: MEMORY_BYTES + spec.memory_bytes(),
     })?;

@@ -77,6 +77,20 @@ impl Program {
         Self::install(find(binary)?, BTreeSet::new(), store)
     }
 
+    /// Removes every copy in `store` but these: of programs that were upgraded since. VMs that run from one go on, with
+    /// what they have loaded.
+    pub fn sweep(store: &Path, keep: &[&Self]) {
+        for entry in fs::read_dir(store).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if keep.iter().any(|program| program.root == path) {
+                continue;
+            }
+            if let Err(error) = fs::remove_dir_all(&path) {
+                tracing::warn!(%error, path = %path.display(), "an old copy of a program stays");
+            }
+        }
+    }
+
     /// The directory that becomes the root of its jail.
     pub(crate) fn root(&self) -> &Path {
         &self.root
@@ -317,6 +331,10 @@ mod tests {
         assert_eq!(Program::plain(&own, store.path()).unwrap(), program);
         assert_eq!(fs::metadata(program.root()).unwrap().ino(), inode);
         assert_eq!(fs::read_dir(store.path()).unwrap().count(), 1, "nothing half-made stays");
+        fs::create_dir_all(store.path().join("qemu-of-before/lib")).unwrap();
+        Program::sweep(store.path(), &[&program]);
+        assert_eq!(fs::read_dir(store.path()).unwrap().count(), 1);
+        assert_eq!(fs::metadata(program.root()).unwrap().ino(), inode);
     }
 
     #[test]
