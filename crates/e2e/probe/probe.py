@@ -1,8 +1,12 @@
 """The example's app with doors for the tests: what cannot be seen from outside is asked for here."""
 
+import errno
 import http.server
+import mmap
 import os
+import signal
 import socket
+import stat
 import threading
 import time
 import uuid
@@ -107,6 +111,132 @@ def leave():
     code = int(request.args["code"])
     threading.Timer(0.2, lambda: os._exit(code)).start()
     return jsonify(code=code)
+
+
+@probe.get("/flood")
+def flood():
+    """Output without end, nearly."""
+    mib = int(request.args["mib"])
+    for _ in range(mib * 16):
+        os.write(1, b"x" * 65535 + b"\n")
+    return jsonify(mib=mib)
+
+
+@probe.get("/talk")
+def talk():
+    """Which of these addresses answer when a great deal of nonsense is said to them?"""
+    def answers(address):
+        host, port = address.rsplit(":", 1)
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=2) as connection:
+                connection.settimeout(2)
+                connection.sendall(b"\xff\xff\xff\xff" + b"nonsense" * 4096)
+                return bool(connection.recv(1))
+        except OSError:
+            return False
+
+    return jsonify(answered=[to for to in request.args.getlist("to") if answers(to)])
+
+
+@probe.get("/eat")
+def eat():
+    """A child takes memory until it is ended; asked again, how that was."""
+    if "eater" in state:
+        pid, status = os.waitpid(state["eater"], os.WNOHANG)
+        return jsonify(signal=-os.waitstatus_to_exitcode(status) if pid else None)
+    child = os.fork()
+    if child == 0:
+        # The kernel is to choose it, not the app.
+        with open("/proc/self/oom_score_adj", "w") as score:
+            score.write("1000")
+        taken = []
+        while True:
+            piece = mmap.mmap(-1, 64 << 20)
+            # Large pages: each small one would cost an emulated fault.
+            piece.madvise(mmap.MADV_HUGEPAGE)
+            piece[::4096] = b"x" * (len(piece) // 4096)
+            taken.append(piece)
+    state["eater"] = child
+    return jsonify(signal=None)
+
+
+@probe.get("/fork")
+def fork():
+    """Children that do nothing, up to so many."""
+    children = []
+    try:
+        while len(children) < int(request.args["most"]):
+            child = os.fork()
+            if child == 0:
+                signal.pause()
+            children.append(child)
+    except OSError:
+        pass
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return jsonify(children=len(children))
+
+
+@probe.get("/fill")
+def fill():
+    """Reserves the disk until there is none; the next write to /var/probe makes room again."""
+    size = 0
+    with open("/var/probe", "wb") as out:
+        for step in (256 << 20, 1 << 20, 4096):
+            try:
+                while True:
+                    os.posix_fallocate(out.fileno(), size, step)
+                    size += step
+            except OSError as error:
+                name = errno.errorcode[error.errno]
+    return jsonify(bytes=size, error=name)
+
+
+@probe.get("/console")
+def console():
+    """As much on each way to the serial console; how many bytes each took, or why none."""
+    took = {}
+    # Longer lines /dev/kmsg does not take.
+    text = b"x" * 511 + b"\n"
+    for name, major, minor in (("console", 5, 1), ("ttyS0", 4, 64), ("kmsg", 1, 11)):
+        path = f"/dev/{name}"
+        try:
+            if not os.path.exists(path):
+                os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(major, minor))
+            with open(path, "wb", buffering=0) as out:
+                took[name] = sum(out.write(text) for _ in range(2 * int(request.args["kib"])))
+        except OSError as error:
+            took[name] = errno.errorcode[error.errno]
+    return jsonify(took)
+
+
+@probe.get("/bomb")
+def bomb():
+    """Processes that make processes, for ever."""
+    if os.fork() == 0:
+        while True:
+            try:
+                os.fork()
+            except OSError:
+                time.sleep(0.01)
+    return jsonify()
+
+
+@probe.get("/scribble")
+def scribble():
+    """Noise over the beginning of the disk that is mounted, where its file system describes itself."""
+    with open("/sys/block/vdb/dev") as numbers:
+        major, minor = map(int, numbers.read().split(":"))
+    try:
+        if not os.path.exists("/dev/scribble"):
+            os.mknod("/dev/scribble", stat.S_IFBLK | 0o600, os.makedev(major, minor))
+        with open("/dev/scribble", "r+b", buffering=0) as disk:
+            wrote = sum(disk.write(os.urandom(1 << 20)) for _ in range(int(request.args["mib"])))
+            os.fsync(disk.fileno())
+    except OSError as error:
+        return jsonify(error=errno.errorcode[error.errno])
+    return jsonify(bytes=wrote)
 
 
 class Loopback(http.server.BaseHTTPRequestHandler):

@@ -108,6 +108,11 @@ impl Server {
         Ok(serde_json::from_slice(&text)?)
     }
 
+    /// Its process.
+    pub fn pid(&self) -> anyhow::Result<u32> {
+        Ok(self.child.as_ref().context("the server is not running")?.id())
+    }
+
     /// Is it up?
     pub fn is_up(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))

@@ -64,7 +64,11 @@ pub struct Agent {
 impl Agent {
     /// Connects, once.
     pub async fn connect(namespace: &Namespace, log: Arc<Mutex<BoundedLog>>) -> Result<Self, AgentError> {
-        let stream = open(namespace, Purpose::Control, CONNECT_TIME_MAX).await?;
+        Ok(Self::over(open(namespace, Purpose::Control, CONNECT_TIME_MAX).await?, log))
+    }
+
+    /// Converses over a connection that was opened for it.
+    fn over(stream: TcpStream, log: Arc<Mutex<BoundedLog>>) -> Self {
         let (requests, receive) = mpsc::channel(REQUESTS_WAITING_MAX);
         let (status, app) = watch::channel(AppStatus::NotStarted);
         let closed = CancellationToken::new();
@@ -79,7 +83,7 @@ impl Agent {
                 }
             }
         });
-        Ok(Self { requests, app, closed, _task: AbortOnDropHandle::new(task) })
+        Self { requests, app, closed, _task: AbortOnDropHandle::new(task) }
     }
 
     /// Connects to an agent that is still booting, until the deadline.
@@ -216,3 +220,7 @@ async fn converse(
     };
     tokio::select! { result = write => result, result = read => result }
 }
+
+#[cfg(test)]
+#[path = "agent_tests.rs"]
+mod tests;

@@ -33,7 +33,7 @@ impl LocalHost {
             let state = match self.look_for(spec).await {
                 Look::Running(machine) => {
                     namespaces.push(machine.namespace.name().to_owned());
-                    processes.insert(machine.vm.pid());
+                    processes.extend(machine.vm.pids());
                     Found::Running(self.admit(*machine))
                 }
                 Look::Suspended => Found::Suspended,

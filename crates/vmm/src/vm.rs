@@ -105,6 +105,12 @@ impl Vm {
         self.0.process.pid
     }
 
+    /// The ids of all of the VM's processes: of the VMM, and of its pager if it has one.
+    pub fn pids(&self) -> Vec<u32> {
+        let pager = self.0.record.pager.as_ref().map(|pager| pager.pid);
+        [self.pid()].into_iter().chain(pager).collect()
+    }
+
     /// The VM's directory.
     pub fn dir(&self) -> &Path {
         &self.0.dir

@@ -382,7 +382,12 @@ async fn a_vm_ends_with_its_pager_and_says_why() {
             vm = Vm::attach(&subject.bench.path(&dir)).await.unwrap().expect("it lives");
             hear(&vm).await;
         }
-        let pager = subject.bench.strays().into_iter().find(|pid| *pid != vm.pid()).expect("it has a pager");
+        let mut found = subject.bench.strays();
+        let mut known = vm.pids();
+        found.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(found, known, "nothing of it is taken for a stray");
+        let pager = found.into_iter().find(|pid| *pid != vm.pid()).expect("it has a pager");
         let killed = std::process::Command::new("kill").args(["-9", &pager.to_string()]).status().unwrap();
         assert!(killed.success());
         let report = tokio::time::timeout(PATIENCE, vm.exited()).await.expect("the VM ends too");

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use e2e::Stage;
 
 use super::Test;
@@ -36,6 +36,14 @@ fn neither_host_nor_neighbours(stage: &mut Stage) -> anyhow::Result<()> {
     // The other ends of the links are the namespaces of the guests; the app of each listens on 8080.
     forbidden.extend(hosts.iter().map(|host| format!("{}:8080", Ipv4Addr::from(u32::from(*host) + 1))));
     forbidden.extend(["169.254.100.1:8080", "169.254.169.254:80"].map(str::to_owned));
+    // The server's own doors, by every address, and by the one a guest has for its host.
+    let facts = stage.server.facts()?;
+    let api = facts["api_url"].as_str().and_then(|url| url.trim_end_matches('/').rsplit(':').next()?.parse().ok());
+    let (api, edge): (u64, _) = (api.context("no api_url")?, facts["edge_port"].as_u64().context("no edge_port")?);
+    for door in [api, edge] {
+        let addresses = hosts.iter().copied().chain([Ipv4Addr::new(169, 254, 100, 1)]);
+        forbidden.extend(addresses.map(|host| format!("{host}:{door}")));
+    }
 
     // Its own app, as a proof that the question is answered truthfully.
     let own = "127.0.0.1:8080".to_owned();

@@ -5,6 +5,7 @@ mod api;
 mod edge;
 mod faults;
 mod hooks;
+mod hostile;
 mod images;
 mod isolation;
 mod life;
@@ -31,6 +32,7 @@ pub fn trials() -> Vec<Trial> {
         life::TESTS,
         hooks::TESTS,
         isolation::TESTS,
+        hostile::TESTS,
         edge::TESTS,
         api::TESTS,
         faults::TESTS,
