@@ -3,7 +3,20 @@
 # Limits `make bench` to some benchmarks: make bench ONLY="launch wake"
 ONLY ?=
 
-.PHONY: setup demo test lint bench clean
+# How long `make fuzz` stays with each target, and with which: make fuzz SECONDS=3600 FUZZ=snapshot:fuzz::layer::a_layer_may_be_anything
+SECONDS ?= 60
+FUZZ ?= \
+	guest-protocol:a_host_reads_anything_from_an_agent \
+	guest-protocol:an_agent_reads_anything_from_a_host \
+	snapshot:fuzz::a_handshake_may_be_anything \
+	snapshot:fuzz::layer::a_layer_may_be_anything \
+	snapshot:fuzz::a_list_of_touched_pages_may_be_anything \
+	snapshot:fuzz::a_manifest_may_be_anything \
+	vmm:fuzz::a_line_of_qemu_may_be_anything \
+	vmm:fuzz::a_record_may_be_anything \
+	vmm:fuzz::an_answer_of_firecracker_may_be_anything
+
+.PHONY: setup demo test lint fuzz bench clean
 
 setup:
 	@scripts/setup.sh
@@ -21,6 +34,15 @@ lint:
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
 	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; else echo "cargo-deny is not installed: skipped"; fi
 	cargo run --release -p xtask -- check
+
+# Guided by coverage, with libFuzzer and the address sanitizer: cargo install cargo-bolero --no-default-features --features
+# libfuzzer. What is learnt stays in target; what fails lands beside the code, where `make test` tries it from then on.
+fuzz:
+	@for each in $(FUZZ); do \
+		corpus="$(CURDIR)/target/fuzz/corpus/$${each##*:}" && mkdir -p "$$corpus" && \
+		cargo bolero test -p "$${each%%:*}" --profile release --rustc-bootstrap --corpus-dir "$$corpus" \
+			-T $(SECONDS)s "$${each#*:}" || exit 1; \
+	done
 
 bench: setup
 	cargo run --release -p e2e --bin bench -- $(ONLY)

@@ -12,6 +12,8 @@
 mod copy;
 mod durable;
 mod format;
+#[cfg(test)]
+mod fuzz;
 mod layer;
 mod manifest;
 mod merge;

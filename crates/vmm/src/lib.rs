@@ -24,6 +24,8 @@
 
 mod changes;
 mod firecracker;
+#[cfg(test)]
+mod fuzz;
 mod jail;
 mod kvm_probe;
 mod memory;
@@ -36,6 +38,7 @@ mod start;
 mod sys;
 mod usage;
 mod vm;
+mod words;
 
 pub use changes::Changes;
 pub use firecracker::{ApiError, firecracker_version};

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
+use crate::words::cleaned;
+
 /// The most bytes of an answer; the largest, a machine's whole configuration, has some kilobytes.
 const MAX_ANSWER: usize = 64 * 1024;
 /// How long an ordinary request may take: a few milliseconds on an idle machine.
@@ -156,9 +158,7 @@ pub(crate) fn judge(path: &'static str, status: StatusCode, body: Bytes) -> Resu
         Ok(fault) => fault.fault_message,
         Err(_) => String::from_utf8_lossy(&body).into_owned(),
     };
-    // It goes to logs and to people.
-    let message = message.chars().filter(|c| !c.is_control()).take(500).collect();
-    Err(ApiError::Refused { path, status: status.as_u16(), message })
+    Err(ApiError::Refused { path, status: status.as_u16(), message: cleaned(&message) })
 }
 
 /// Why a request to Firecracker had no good answer.

@@ -35,6 +35,8 @@ use api::{Api, Backend};
 use pager::Pager;
 
 pub use api::ApiError;
+#[cfg(test)]
+pub(crate) use api::judge;
 pub use version::firecracker_version;
 
 /// The API's socket, in the jail.

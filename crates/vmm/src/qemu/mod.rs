@@ -27,6 +27,7 @@ use crate::record::VmRecord;
 use crate::spec::{Accel, MemoryBacking, VmSpec};
 use crate::start::{ChangedPages, Guard, StartError, joined};
 use crate::vm::{RunState, SaveError};
+use crate::words::cleaned;
 use command::{Begin, Inherited};
 use commands::{AddFd, Cont, MigrateIncoming, QueryMigrate, QueryStatus, RemoveFd, SaveDevices, Stop};
 use qmp::{Qmp, QmpError};
@@ -144,7 +145,7 @@ impl Starting {
                     let exited = self.guard.process().exited();
                     return Err(match tokio::time::timeout(EXIT_TIMEOUT, exited).await {
                         Ok(report) => StartError::Exited { report },
-                        Err(_) => StartError::LoadFailed { description: migration.error },
+                        Err(_) => StartError::LoadFailed { description: cleaned(&migration.error) },
                     });
                 }
                 _ if Instant::now() > deadline => return Err(StartError::LoadTimeout { after: LOAD_TIMEOUT }),
@@ -345,7 +346,7 @@ impl Qemu {
             "paused" => RunState::Paused,
             "prelaunch" | "inmigrate" | "preconfig" => RunState::NotStarted,
             "io-error" => RunState::IoError,
-            _ => RunState::Other(status),
+            _ => RunState::Other(cleaned(&status)),
         })
     }
 

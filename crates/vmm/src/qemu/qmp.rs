@@ -25,9 +25,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::codec::{FramedRead, LinesCodec};
 
 use super::commands::Capabilities;
+use crate::words::cleaned;
 
-/// The longest line accepted.
-const MAX_LINE: usize = 1024 * 1024;
+/// The longest line accepted, in bytes: the greeting and the answers to our commands have a few thousand, and parsed a line
+/// may take a hundred times its size.
+const MAX_LINE: usize = 64 * 1024;
 /// The most commands that may wait for a reply.
 const MAX_PENDING: usize = 32;
 /// How long an ordinary command may take.
@@ -96,7 +98,8 @@ impl Qmp {
             Ok(None) => Err(QmpError::Disconnected { command }),
             Ok(Some(Ok(value))) => understood(command, value),
             Ok(Some(Err(refusal))) => {
-                Err(QmpError::Refused { command, class: format!("{:?}", refusal.class), message: refusal.desc })
+                let (class, message) = (format!("{:?}", refusal.class), cleaned(&refusal.desc));
+                Err(QmpError::Refused { command, class, message })
             }
         }
     }
@@ -110,7 +113,7 @@ fn understood<T: DeserializeOwned>(command: &'static str, value: Any) -> Result<
 async fn serve(stream: UnixStream, mut requests: mpsc::Receiver<Request>) {
     let (read, mut write) = stream.into_split();
     let mut lines = FramedRead::new(read, LinesCodec::new_with_max_length(MAX_LINE));
-    let mut pending = Pending::new();
+    let (mut pending, mut told) = (Pending::new(), false);
     loop {
         tokio::select! {
             line = lines.next() => {
@@ -120,7 +123,7 @@ async fn serve(stream: UnixStream, mut requests: mpsc::Receiver<Request>) {
                     Some(Ok(line)) => parse(line.as_bytes()).map_err(|error| error.to_string()),
                 };
                 match routed {
-                    Ok(message) => route(message, &mut pending),
+                    Ok(message) => route(message, &mut pending, &mut told),
                     Err(error) => {
                         tracing::warn!(error, "QEMU sent what is not of its protocol, connection closed");
                         return;
@@ -187,14 +190,18 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message, serde_json::Error> {
     }
 }
 
-fn route(message: Message, pending: &mut Pending) {
+fn route(message: Message, pending: &mut Pending, told: &mut bool) {
     match message {
         Message::Other => {}
         // A disk error pauses the guest; nothing else here needs an operator.
         Message::Event { name, data } if name == "BLOCK_IO_ERROR" => {
-            tracing::warn!(%data, "a disk of the VM failed");
+            // A guest can bring it about as often as it likes; what is to be done about it, whoever watches the VM does.
+            if !*told {
+                tracing::warn!(data = cleaned(&data.to_string()), "a disk of the VM failed; not told again");
+            }
+            *told = true;
         }
-        Message::Event { name, .. } => tracing::debug!(name, "QEMU event"),
+        Message::Event { name, .. } => tracing::debug!(name = cleaned(&name), "QEMU event"),
         Message::Reply { id, result } => {
             if let Some(reply) = pending.remove(&id) {
                 // A receiver that is gone gave up waiting.
