@@ -12,7 +12,7 @@ use vmm::{Accel, Driver, KvmVerdict};
 
 use crate::{
     cli::DoctorArguments,
-    config::{Accelerator, Config, Driver as wanted},
+    config::{Accelerator, Config, Driver as Wanted},
 };
 
 /// Free disk below which a first image hardly fits.
@@ -37,7 +37,7 @@ pub struct Choice {
 pub fn choose(config: &Config) -> anyhow::Result<Choice> {
     let kvm = match (config.accelerator, config.driver) {
         // Nothing hangs on it, and nothing needs it.
-        (Accelerator::Tcg, wanted::Auto | wanted::Qemu) => KvmVerdict::Absent { reason: "not asked for".to_owned() },
+        (Accelerator::Tcg, Wanted::Auto | Wanted::Qemu) => KvmVerdict::Absent { reason: "not asked for".to_owned() },
         _ => vmm::probe_kvm(),
     };
     decide(config, &kvm, &vmm::firecracker_version(&config.firecracker()).map_err(|error| error.to_string()))
@@ -56,12 +56,12 @@ fn decide(config: &Config, kvm: &KvmVerdict, firecracker: &Result<String, String
     };
     let usable = matches!(kvm, KvmVerdict::Usable { .. });
     match (config.driver, config.accelerator) {
-        (wanted::Firecracker, Accelerator::Tcg) => {
+        (Wanted::Firecracker, Accelerator::Tcg) => {
             bail!(
                 "driver = \"firecracker\" and accelerator = \"tcg\" contradict each other: Firecracker has no emulation"
             )
         }
-        (wanted::Firecracker, _) => match (usable, firecracker) {
+        (Wanted::Firecracker, _) => match (usable, firecracker) {
             (true, Ok(version)) => {
                 Ok(firecracker_with(format!("the configuration says so; {words}; version {version}")))
             }
@@ -69,7 +69,7 @@ fn decide(config: &Config, kvm: &KvmVerdict, firecracker: &Result<String, String
             (true, Err(error)) => bail!("driver = \"firecracker\": {error}; run `pilotlight setup firecracker`"),
         },
         (_, Accelerator::Tcg) => Ok(qemu(Accel::Tcg, "QEMU, emulated", "the configuration says tcg".to_owned())),
-        (wanted::Auto, _) if usable && firecracker.is_ok() => {
+        (Wanted::Auto, _) if usable && firecracker.is_ok() => {
             Ok(firecracker_with(format!("{words}; version {}", firecracker.as_deref().unwrap_or_default())))
         }
         (_, _) if usable => Ok(qemu(Accel::Kvm, "QEMU with KVM", words)),
@@ -325,17 +325,17 @@ mod tests {
                 .map_err(|error| error.to_string())
         };
         use Accelerator::{Auto, Kvm, Tcg};
-        assert_eq!(choice(wanted::Auto, Auto, &usable, &there), Ok((Driver::Firecracker, Accel::Kvm)));
-        assert_eq!(choice(wanted::Auto, Auto, &usable, &missing), Ok((Driver::Qemu, Accel::Kvm)));
-        assert_eq!(choice(wanted::Qemu, Auto, &usable, &there), Ok((Driver::Qemu, Accel::Kvm)));
+        assert_eq!(choice(Wanted::Auto, Auto, &usable, &there), Ok((Driver::Firecracker, Accel::Kvm)));
+        assert_eq!(choice(Wanted::Auto, Auto, &usable, &missing), Ok((Driver::Qemu, Accel::Kvm)));
+        assert_eq!(choice(Wanted::Qemu, Auto, &usable, &there), Ok((Driver::Qemu, Accel::Kvm)));
         for kvm in [&emulated, &absent] {
-            assert_eq!(choice(wanted::Auto, Auto, kvm, &there), Ok((Driver::Qemu, Accel::Tcg)));
-            assert!(choice(wanted::Auto, Kvm, kvm, &there).unwrap_err().contains("accelerator"));
-            assert!(choice(wanted::Firecracker, Auto, kvm, &there).unwrap_err().contains("needs KVM"));
+            assert_eq!(choice(Wanted::Auto, Auto, kvm, &there), Ok((Driver::Qemu, Accel::Tcg)));
+            assert!(choice(Wanted::Auto, Kvm, kvm, &there).unwrap_err().contains("accelerator"));
+            assert!(choice(Wanted::Firecracker, Auto, kvm, &there).unwrap_err().contains("needs KVM"));
         }
-        assert_eq!(choice(wanted::Auto, Tcg, &usable, &there), Ok((Driver::Qemu, Accel::Tcg)));
-        assert_eq!(choice(wanted::Firecracker, Kvm, &usable, &there), Ok((Driver::Firecracker, Accel::Kvm)));
-        assert!(choice(wanted::Firecracker, Auto, &usable, &missing).unwrap_err().contains("setup firecracker"));
-        assert!(choice(wanted::Firecracker, Tcg, &usable, &there).unwrap_err().contains("contradict"));
+        assert_eq!(choice(Wanted::Auto, Tcg, &usable, &there), Ok((Driver::Qemu, Accel::Tcg)));
+        assert_eq!(choice(Wanted::Firecracker, Kvm, &usable, &there), Ok((Driver::Firecracker, Accel::Kvm)));
+        assert!(choice(Wanted::Firecracker, Auto, &usable, &missing).unwrap_err().contains("setup firecracker"));
+        assert!(choice(Wanted::Firecracker, Tcg, &usable, &there).unwrap_err().contains("contradict"));
     }
 }
