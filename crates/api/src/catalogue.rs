@@ -248,6 +248,20 @@ pub fn wrong_type(message: impl Into<String>) -> ServiceError {
     ServiceError::Serialization { message: Some(message.into()) }
 }
 
+/// The caller's policies do not allow it, or one of them denies it.
+#[must_use]
+pub fn not_authorized(caller: &str, action: &str, resource: &str, explicitly: bool) -> ServiceError {
+    let because = match explicitly {
+        true => "with an explicit deny in an identity-based policy".to_owned(),
+        false => format!("because no identity-based policy allows the {action} action"),
+    };
+    ServiceError::AccessDenied {
+        message: Some(format!(
+            "User: {caller} is not authorized to perform: {action} on resource: {resource} {because}"
+        )),
+    }
+}
+
 /// Something broke on this side; what, is in the log.
 #[must_use]
 pub fn internal_error() -> ServiceError {

@@ -12,6 +12,7 @@ mod config;
 mod directory;
 mod housekeeping;
 pub mod http;
+pub mod iam;
 mod idempotency;
 mod images;
 mod microvms;

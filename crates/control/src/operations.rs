@@ -1,7 +1,8 @@
-//! Control as the HTTP front sees it: each operation is handed to the part that knows it. There is one account, and who
-//! has a key to it may do everything in it; a caller of another account has nothing here.
+//! Control as the HTTP front sees it: each operation is handed to the part that knows it, after `iam` has said that its
+//! caller may. There is one account; a caller of another has nothing here.
 
 use api::{
+    arn::ImageArn,
     error::ServiceError,
     images::{
         CreateMicrovmImageRequest, CreateMicrovmImageResponse, DeleteMicrovmImageRequest, DeleteMicrovmImageResponse,
@@ -21,6 +22,7 @@ use crate::{
     Control,
     auth::Caller,
     http::Operations,
+    iam::Resources,
     images::operations as images,
     microvms::{admission::Request, operations as microvms},
 };
@@ -32,6 +34,17 @@ impl Control {
         } else {
             Err(ServiceError::AccessDenied { message: None })
         }
+    }
+}
+
+#[async_trait::async_trait]
+impl Resources for Control {
+    async fn image_of_microvm(&self, identifier: &str) -> Result<Option<ImageArn>, ServiceError> {
+        microvms::origin(&self.shared, identifier).await
+    }
+
+    async fn egress_of_image(&self, image: &ImageArn, version: Option<&str>) -> Result<Vec<String>, ServiceError> {
+        microvms::inherited_egress(&self.shared, image, version).await
     }
 }
 

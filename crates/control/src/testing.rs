@@ -294,11 +294,7 @@ impl Fixture {
             control: None,
             directory: tempfile::tempdir().expect("a directory"),
             config: ControlConfig::default(),
-            caller: Caller {
-                arn: "arn:aws:iam::000000000000:root".into(),
-                account: "000000000000".into(),
-                access_key_id: "key".into(),
-            },
+            caller: Caller::root("000000000000", "us-east-1", "key"),
         };
         fixture.start().await;
         fixture

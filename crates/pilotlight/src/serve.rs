@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use api::{host::Layout, sensitive::Sensitive};
 use control::{
     Control, ControlConfig,
-    auth::{AccessKey, Authenticator},
+    auth::{AccessKey, Authenticator, Principals},
 };
 use edge::{Edge, EdgeConfig, Limits, ca};
 use host::{HostConfig, LocalHost};
@@ -110,11 +110,9 @@ async fn run(config: &Config, choice: &Choice) -> anyhow::Result<()> {
     .context("the state cannot be opened")?;
 
     let stop = CancellationToken::new();
-    let authenticator = Authenticator::new(
-        vec![AccessKey { id: key.access_key_id.clone(), secret: Sensitive::new(key.secret_access_key.clone()) }],
-        config.region.clone(),
-        config.account.clone(),
-    );
+    let root = AccessKey { id: key.access_key_id.clone(), secret: Sensitive::new(key.secret_access_key.clone()) };
+    let principals = Principals::new(config.account.clone(), root);
+    let authenticator = Authenticator::new(principals, config.region.clone());
     let gateway = Gateway {
         lambda: control::http::router(Arc::clone(&control) as _, Arc::new(authenticator)),
         s3: storage.service(&key)?,

@@ -1,8 +1,7 @@
 //! Verifies requests with the access keys of one account.
 
-use std::{collections::HashMap, fmt};
+use std::sync::Arc;
 
-use api::sensitive::Sensitive;
 use http::request::Parts;
 use subtle::ConstantTimeEq;
 use time::{Duration, OffsetDateTime};
@@ -11,6 +10,7 @@ use super::{
     authorization::{Authorization, authorization_of, timestamp_text},
     caller::Caller,
     error::AuthError,
+    principals::Principals,
     sigv4::{self, Signed},
 };
 
@@ -20,46 +20,25 @@ const SERVICE: &str = "lambda";
 /// How far a caller's clock may be off.
 const SKEW_MAX: Duration = Duration::minutes(5);
 
-/// An access key of the account.
-#[derive(Debug, Clone)]
-pub struct AccessKey {
-    /// Its public half.
-    pub id: String,
-    /// Its secret half.
-    pub secret: Sensitive,
-}
-
-/// Knows the account's keys.
+/// Knows the account's keys, and for what place signatures must be.
+#[derive(Debug)]
 pub struct Authenticator {
-    keys: HashMap<String, Sensitive>,
+    principals: Arc<Principals>,
     region: String,
-    account: String,
-}
-
-impl fmt::Debug for Authenticator {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authenticator")
-            .field("keys", &self.keys.len())
-            .field("region", &self.region)
-            .field("account", &self.account)
-            .finish()
-    }
 }
 
 /// A request whose description of its signature is in order: the key is known, scope and time are right. What is left
 /// needs the body.
 pub struct Claim<'a> {
     authenticator: &'a Authenticator,
-    secret: &'a Sensitive,
     authorization: Authorization,
 }
 
 impl Authenticator {
-    /// Knows these keys of this account, and takes signatures for this region.
+    /// Knows these principals, and takes signatures for this region.
     #[must_use]
-    pub fn new(keys: Vec<AccessKey>, region: String, account: String) -> Self {
-        let keys = keys.into_iter().map(|key| (key.id, key.secret)).collect();
-        Self { keys, region, account }
+    pub fn new(principals: Arc<Principals>, region: String) -> Self {
+        Self { principals, region }
     }
 
     /// Checks all that can be checked before the body is read, so that nobody unknown makes us read one.
@@ -69,10 +48,12 @@ impl Authenticator {
         if authorization.has_session_token {
             return Err(AuthError::UnknownKey);
         }
-        let secret = self.keys.get(&authorization.access_key_id).ok_or(AuthError::UnknownKey)?;
+        if self.principals.secret(&authorization.access_key_id).is_none() {
+            return Err(AuthError::UnknownKey);
+        }
         self.check_scope(&authorization)?;
         check_time(&authorization, now)?;
-        Ok(Claim { authenticator: self, secret, authorization })
+        Ok(Claim { authenticator: self, authorization })
     }
 
     fn check_scope(&self, authorization: &Authorization) -> Result<(), AuthError> {
@@ -134,11 +115,13 @@ impl Claim<'_> {
         };
         let canonical = sigv4::canonical_request(&signed).ok_or(AuthError::Mismatch)?;
         let string = sigv4::string_to_sign(&timestamp_text(*signed_at), scope, &canonical);
-        let expected = sigv4::signature(self.secret.expose(), scope, &string);
+        // Looked up once more: the key may have lost its validity while the body was on its way.
+        let principals = &self.authenticator.principals;
+        let secret = principals.secret(access_key_id).ok_or(AuthError::UnknownKey)?;
+        let expected = sigv4::signature(secret.expose(), scope, &string);
         if !bool::from(expected.ct_eq(signature)) {
             return Err(AuthError::Mismatch);
         }
-        let account = self.authenticator.account.clone();
-        Ok(Caller { arn: format!("arn:aws:iam::{account}:root"), account, access_key_id: access_key_id.clone() })
+        principals.caller(access_key_id, &self.authenticator.region).ok_or(AuthError::UnknownKey)
     }
 }

@@ -8,11 +8,13 @@ mod authenticator;
 mod authorization;
 mod caller;
 mod error;
+mod principals;
 pub mod sigv4;
 #[cfg(test)]
 mod tests;
 
-pub use authenticator::{AccessKey, Authenticator, Claim};
+pub use authenticator::{Authenticator, Claim};
 pub use authorization::service_of;
-pub use caller::Caller;
+pub use caller::{Caller, Identity, User};
 pub use error::AuthError;
+pub use principals::{AccessKey, Principals};

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use time::{Duration, OffsetDateTime, macros::datetime};
 
 use super::{
-    AccessKey, AuthError, Authenticator, service_of,
+    AccessKey, AuthError, Authenticator, Principals, service_of,
     sigv4::{self, Scope, Signed},
 };
 
@@ -49,7 +49,7 @@ fn recorded() -> Vec<Recorded> {
 
 fn authenticator(region: &str) -> Authenticator {
     let key = AccessKey { id: KEY.into(), secret: Sensitive::new(SECRET) };
-    Authenticator::new(vec![key], region.into(), "123456789012".into())
+    Authenticator::new(Principals::new("123456789012".into(), key), region.into())
 }
 
 fn verified(parts: &Parts, body: &[u8], now: OffsetDateTime) -> Result<super::Caller, AuthError> {

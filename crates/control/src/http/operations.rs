@@ -16,14 +16,14 @@ use api::{
     },
 };
 
-use crate::auth::Caller;
+use crate::{auth::Caller, iam::Resources};
 
 macro_rules! operations {
     ($($(#[$doc:meta])* $method:ident: $request:ident => $response:ident;)+) => {
         /// Whoever answers the operations: control itself, or whatever stands in for it in a test. The shape of a
-        /// request has been checked before it comes here; everything else is decided here.
+        /// request has been checked before it comes here, and its caller may make it; everything else is decided here.
         #[async_trait::async_trait]
-        pub trait Operations: Send + Sync + 'static {
+        pub trait Operations: Resources {
             $(
                 $(#[$doc])*
                 async fn $method(&self, caller: &Caller, request: $request) -> Result<$response, ServiceError>;

@@ -3,6 +3,7 @@
 use std::{pin::Pin, sync::Arc};
 
 use api::{
+    connector::ManagedConnector,
     error::ServiceError,
     input::{FromInput, Input},
 };
@@ -10,12 +11,18 @@ use http::Method;
 use serde::Serialize;
 
 use super::operations::Operations;
-use crate::auth::Caller;
+use crate::{
+    auth::Caller,
+    iam::{
+        authorize,
+        needs::{Needs, Otherwise, anything, image, image_of, new_image},
+    },
+};
 
 /// An answer under way: its body.
 pub type Answering = Pin<Box<dyn Future<Output = Result<Vec<u8>, ServiceError>> + Send>>;
 
-/// Reads the request, asks, writes the answer.
+/// Reads the request, asks whether its caller may, asks, writes the answer.
 pub type Call = fn(Arc<dyn Operations>, Caller, Input) -> Answering;
 
 /// One operation.
@@ -35,47 +42,91 @@ fn body_of<T: Serialize>(response: &T) -> Result<Vec<u8>, ServiceError> {
     })
 }
 
+/// Reads the request of an operation; its type is that operation's.
+fn read<'a, R: FromInput, A>(
+    _: impl FnOnce(&'a dyn Operations, &'a Caller, R) -> A,
+    input: &Input,
+) -> Result<R, ServiceError> {
+    R::from_input(input)
+}
+
+// A route that is served says what it needs leave for, or it does not compile: its name is the action, and what follows
+// `on` reads the resource, and what is passed on, out of the request.
 macro_rules! routes {
-    ($($name:literal $method:ident $path:literal $(=> $status:literal $call:ident)?;)+) => {
+    ($($name:literal $method:ident $path:literal $(=> $status:literal $call:ident on $needs:expr)?;)+) => {
         /// Every operation of the services behind the signing name `lambda` that microVMs belong to.
         pub(super) static ROUTES: &[Route] = &[
-            $(Route { name: $name, method: Method::$method, path: $path, answer: routes!(@answer $($status $call)?) },)+
+            $(Route {
+                name: $name,
+                method: Method::$method,
+                path: $path,
+                answer: routes!(@answer $name $($status $call $needs)?),
+            },)+
         ];
     };
-    (@answer) => { None };
-    (@answer $status:literal $call:ident) => {
+    (@answer $name:literal) => { None };
+    (@answer $name:literal $status:literal $call:ident $needs:expr) => {
         Some(($status, |operations, caller, input| Box::pin(async move {
-            let request = FromInput::from_input(&input)?;
+            let request = read(<dyn Operations as Operations>::$call, &input)?;
+            let needs = needs_of(&request, $needs);
+            authorize(&caller, &*operations, concat!("lambda:", $name), needs, &mut Vec::new()).await?;
             body_of(&operations.$call(&caller, request).await?)
         })))
     };
 }
 
+fn needs_of<R>(request: &R, needs: impl FnOnce(&R) -> Needs) -> Needs {
+    needs(request)
+}
+
+/// What is used where a request names no connectors.
+const ENDPOINT: Otherwise = Otherwise::Managed(ManagedConnector::HttpIngress);
+const INTERNET: Otherwise = Otherwise::Managed(ManagedConnector::InternetEgress);
+
 routes! {
-    "CreateMicrovmAuthToken" POST "/2025-09-09/microvms/{microvmIdentifier}/auth-token" => 200 create_microvm_auth_token;
-    "CreateMicrovmImage" POST "/2025-09-09/microvm-images" => 201 create_microvm_image;
+    "CreateMicrovmAuthToken" POST "/2025-09-09/microvms/{microvmIdentifier}/auth-token" => 200 create_microvm_auth_token
+        on |it| image_of(&it.microvm_identifier);
+    "CreateMicrovmImage" POST "/2025-09-09/microvm-images" => 201 create_microvm_image
+        on |it| new_image(&it.name)
+            .passing_role(Some(&it.build_role_arn))
+            .passing_connectors(it.egress_network_connectors.as_deref(), INTERNET);
     "CreateMicrovmShellAuthToken" POST "/2025-09-09/microvms/{microvmIdentifier}/shell-auth-token";
-    "DeleteMicrovmImage" DELETE "/2025-09-09/microvm-images/{imageIdentifier}" => 200 delete_microvm_image;
+    "DeleteMicrovmImage" DELETE "/2025-09-09/microvm-images/{imageIdentifier}" => 200 delete_microvm_image
+        on |it| image(&it.image);
     "DeleteMicrovmImageVersion" DELETE "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}";
-    "GetMicrovm" GET "/2025-09-09/microvms/{microvmIdentifier}" => 200 get_microvm;
-    "GetMicrovmImage" GET "/2025-09-09/microvm-images/{imageIdentifier}" => 200 get_microvm_image;
+    "GetMicrovm" GET "/2025-09-09/microvms/{microvmIdentifier}" => 200 get_microvm
+        on |it| image_of(&it.microvm_identifier);
+    "GetMicrovmImage" GET "/2025-09-09/microvm-images/{imageIdentifier}" => 200 get_microvm_image
+        on |it| image(&it.image);
     "GetMicrovmImageBuild" GET "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}/builds/{buildId}"
-        => 200 get_microvm_image_build;
+        => 200 get_microvm_image_build on |it| image(&it.image);
     "GetMicrovmImageVersion" GET "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}"
-        => 200 get_microvm_image_version;
+        => 200 get_microvm_image_version on |it| image(&it.image);
     "ListManagedMicrovmImageVersions" GET "/2025-09-09/managed-microvm-images/{imageIdentifier}/versions";
     "ListManagedMicrovmImages" GET "/2025-09-09/managed-microvm-images";
     "ListMicrovmImageBuilds" GET "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}/builds"
-        => 200 list_microvm_image_builds;
+        => 200 list_microvm_image_builds on |it| image(&it.image);
     "ListMicrovmImageVersions" GET "/2025-09-09/microvm-images/{imageIdentifier}/versions";
-    "ListMicrovmImages" GET "/2025-09-09/microvm-images" => 200 list_microvm_images;
-    "ListMicrovms" GET "/2025-09-09/microvms" => 200 list_microvms;
+    "ListMicrovmImages" GET "/2025-09-09/microvm-images" => 200 list_microvm_images
+        on |_| anything();
+    "ListMicrovms" GET "/2025-09-09/microvms" => 200 list_microvms
+        on |_| anything();
     "ListTags" GET "/2017-03-31/tags/{Resource}";
-    "ResumeMicrovm" POST "/2025-09-09/microvms/{microvmIdentifier}/resume" => 200 resume_microvm;
-    "RunMicrovm" POST "/2025-09-09/microvms" => 200 run_microvm;
-    "SuspendMicrovm" POST "/2025-09-09/microvms/{microvmIdentifier}/suspend" => 200 suspend_microvm;
+    "ResumeMicrovm" POST "/2025-09-09/microvms/{microvmIdentifier}/resume" => 200 resume_microvm
+        on |it| image_of(&it.microvm_identifier);
+    "RunMicrovm" POST "/2025-09-09/microvms" => 200 run_microvm
+        on |it| image(&it.image)
+            .passing_role(it.execution_role_arn.as_deref())
+            .passing_connectors(it.ingress_network_connectors.as_deref(), ENDPOINT)
+            .passing_connectors(
+                it.egress_network_connectors.as_deref(),
+                Otherwise::EgressOf(it.image.clone(), it.image_version.clone()),
+            );
+    "SuspendMicrovm" POST "/2025-09-09/microvms/{microvmIdentifier}/suspend" => 200 suspend_microvm
+        on |it| image_of(&it.microvm_identifier);
     "TagResource" POST "/2017-03-31/tags/{Resource}";
-    "TerminateMicrovm" DELETE "/2025-09-09/microvms/{microvmIdentifier}" => 200 terminate_microvm;
+    "TerminateMicrovm" DELETE "/2025-09-09/microvms/{microvmIdentifier}" => 200 terminate_microvm
+        on |it| image_of(&it.microvm_identifier);
     "UntagResource" DELETE "/2017-03-31/tags/{Resource}";
     "UpdateMicrovmImage" PUT "/2025-09-09/microvm-images/{imageIdentifier}";
     "UpdateMicrovmImageVersion" PATCH "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}";

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use api::{
     arn::ImageArn,
     catalogue,
+    connector::ManagedConnector,
     error::ServiceError,
     ids::{BuildId, EndpointId, ImageId, ImageVersion, MicrovmId},
     images::{
@@ -34,9 +35,10 @@ use tower::ServiceExt;
 
 use super::{Operations, router};
 use crate::auth::{
-    AccessKey, Authenticator, Caller,
+    AccessKey, Authenticator, Caller, Principals,
     sigv4::{self, Scope, Signed},
 };
+use crate::iam::Resources;
 
 const REGION: &str = "us-east-1";
 const ACCOUNT: &str = "123456789012";
@@ -83,6 +85,17 @@ fn microvm() -> GetMicrovmResponse {
         state_reason: None,
         ingress_network_connectors: vec![],
         egress_network_connectors: vec![],
+    }
+}
+
+#[async_trait::async_trait]
+impl Resources for Table {
+    async fn image_of_microvm(&self, identifier: &str) -> Result<Option<ImageArn>, ServiceError> {
+        Ok((identifier == MICROVM).then(image_arn))
+    }
+
+    async fn egress_of_image(&self, _: &ImageArn, _: Option<&str>) -> Result<Vec<String>, ServiceError> {
+        Ok(vec![ManagedConnector::InternetEgress.arn(REGION)])
     }
 }
 
@@ -290,7 +303,7 @@ impl Client {
 
 async fn sent(request: Request<Body>) -> (Response<()>, Value) {
     let key = AccessKey { id: "AKIDEXAMPLE".into(), secret: Sensitive::new("secret") };
-    let auth = Authenticator::new(vec![key], REGION.into(), ACCOUNT.into());
+    let auth = Authenticator::new(Principals::new(ACCOUNT.into(), key), REGION.into());
     let response = router(Arc::new(Table), Arc::new(auth)).oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     assert_eq!(parts.headers["content-type"], "application/json");

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use api::{
+    arn::ImageArn,
     catalogue,
     error::ServiceError,
     host::{ImageRef, MicrovmSpec},
@@ -47,7 +48,8 @@ pub(crate) async fn run(
             {
                 return Ok(response(&own, Record { fate: Fate::pending(), ..record }));
             }
-            let version = runnable(&own, &mut transaction, &request).await?;
+            let wanted = request.image_version.as_deref();
+            let version = runnable(&own, &mut transaction, &request.image, wanted).await?;
             if request.run_hook_payload.is_some() && version.definition.plan.hooks.run.is_none() {
                 return Err(catalogue::payload_without_run_hook());
             }
@@ -89,11 +91,12 @@ async fn replayed(connection: &mut Connection, token: &ClientToken, now: i64) ->
 async fn runnable(
     shared: &Shared,
     connection: &mut Connection,
-    request: &RunMicrovmRequest,
+    arn: &ImageArn,
+    wanted: Option<&str>,
 ) -> Result<Version, ServiceError> {
-    let none = || catalogue::no_active_version(&request.image, request.image_version.as_deref());
-    let image = image_of(shared, connection, &request.image).await.map_err(hidden)?.ok_or_else(none)?;
-    let version: ImageVersion = match &request.image_version {
+    let none = || catalogue::no_active_version(arn, wanted);
+    let image = image_of(shared, connection, arn).await.map_err(hidden)?.ok_or_else(none)?;
+    let version: ImageVersion = match wanted {
         Some(written) => written.parse().map_err(|_| none())?,
         None => image.latest_active.ok_or_else(none)?,
     };
@@ -151,6 +154,28 @@ pub(crate) async fn get(shared: &Shared, identifier: &str) -> Result<GetMicrovmR
     let mut connection = shared.store.read().await.map_err(hidden)?;
     let record = rows::find(&mut connection, &id).await.map_err(hidden)?.ok_or_else(unknown)?;
     Ok(response(shared, record))
+}
+
+/// The image that a microVM was launched from, if there is such a microVM.
+pub(crate) async fn origin(shared: &Shared, identifier: &str) -> Result<Option<ImageArn>, ServiceError> {
+    let Ok(id) = identifier.parse() else { return Ok(None) };
+    let mut connection = shared.store.read().await.map_err(hidden)?;
+    let record = rows::find(&mut connection, &id).await.map_err(hidden)?;
+    Ok(record.map(|record| record.contract.image_arn))
+}
+
+/// The connectors that a microVM of this version gets if its launch names none; none if there is nothing to launch.
+pub(crate) async fn inherited_egress(
+    shared: &Shared,
+    image: &ImageArn,
+    version: Option<&str>,
+) -> Result<Vec<String>, ServiceError> {
+    let mut connection = shared.store.read().await.map_err(hidden)?;
+    match runnable(shared, &mut connection, image, version).await {
+        Ok(version) => Ok(version.definition.configuration.egress_network_connectors.unwrap_or_default()),
+        Err(ServiceError::ResourceNotFound { .. }) => Ok(vec![]),
+        Err(error) => Err(error),
+    }
 }
 
 /// `ListMicrovms`.
