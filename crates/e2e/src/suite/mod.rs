@@ -2,6 +2,7 @@
 //! before the next one, so no test depends on another.
 
 mod api;
+mod demo;
 mod edge;
 mod faults;
 mod hooks;
@@ -28,6 +29,7 @@ static STAGE: Mutex<Option<Result<Stage, String>>> = Mutex::new(None);
 /// Every test, those that spare the server first.
 pub fn trials() -> Vec<Trial> {
     [
+        demo::TESTS,
         images::TESTS,
         life::TESTS,
         hooks::TESTS,
