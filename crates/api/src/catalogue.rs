@@ -206,6 +206,38 @@ pub fn image_not_deletable_now(arn: impl Display) -> ServiceError {
     validation(format!("Cannot delete MicroVM image in its current state: {arn}"))
 }
 
+/// A change of an image, or of a version of it, while another change or its deletion is going on. Recorded for UPDATING.
+#[must_use]
+pub fn image_busy(state: impl Display) -> ServiceError {
+    conflict(format!("MicroVM Image is already in state: {state}"))
+}
+
+/// Deletion of the only version.
+#[must_use]
+pub fn last_version() -> ServiceError {
+    validation("This is the last version. Please delete the entire image")
+}
+
+/// Deletion of a version that microVMs run from. The rule is recorded; the sentence is that of images.
+#[must_use]
+pub fn version_has_running_microvms() -> ServiceError {
+    validation("Cannot delete microvm image version with running microvms.")
+}
+
+/// Activation of a version that was not built. Not recorded.
+#[must_use]
+pub fn version_not_built(arn: impl Display, version: impl Display) -> ServiceError {
+    validation(format!(
+        "Version {version} of MicroVM image {arn} was not built successfully, so its status cannot be ACTIVE"
+    ))
+}
+
+/// No such managed image, in a list of versions. Not recorded.
+#[must_use]
+pub fn unknown_managed_image(arn: impl Display) -> ServiceError {
+    not_found(format!("Managed MicroVMImage not found for MicroVMImageID: {arn}"))
+}
+
 /// An idempotency key that came before with other parameters. The type is recorded, the sentence is not.
 #[must_use]
 pub fn client_token_reused() -> ServiceError {
@@ -217,6 +249,24 @@ pub fn client_token_reused() -> ServiceError {
 pub fn memory_quota_exceeded() -> ServiceError {
     ServiceError::ServiceQuotaExceeded {
         message: "The base maximum allocated memory limit has been reached for this account.".into(),
+    }
+}
+
+/// Too many images. Not recorded.
+#[must_use]
+pub fn image_quota_exceeded() -> ServiceError {
+    ServiceError::ServiceQuotaExceeded {
+        message: "The maximum number of MicroVM images has been reached for this account.".into(),
+    }
+}
+
+/// Too many versions of one image. Not recorded.
+#[must_use]
+pub fn version_quota_exceeded() -> ServiceError {
+    ServiceError::ServiceQuotaExceeded {
+        message:
+            "The maximum number of versions has been reached for this MicroVM image. Delete one that is not needed."
+                .into(),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
 };
 
 mod builds;
+mod managed;
 mod parse;
 mod plan;
 mod words;
@@ -25,7 +26,12 @@ pub use builds::{
     GetMicrovmImageBuildRequest, GetMicrovmImageBuildResponse, ListMicrovmImageBuildsRequest,
     ListMicrovmImageBuildsResponse, MicrovmImageBuildSummary, SnapshotBuild,
 };
-pub use plan::{BASE_IMAGE_NAME, BASE_IMAGE_VERSION_LATEST, ImagePlan, S3Location, base_image_arn};
+pub use managed::{
+    ListManagedMicrovmImageVersionsRequest, ListManagedMicrovmImageVersionsResponse, ListManagedMicrovmImagesRequest,
+    ListManagedMicrovmImagesResponse, ManagedMicrovmImageSummary, ManagedMicrovmImageVersion, ManagedVersionStatus,
+    base_image_arn,
+};
+pub use plan::{ImagePlan, S3Location};
 pub use words::{Architecture, BuildState, Chipset, HookSwitch, ImageState, OsCapability, VersionState, VersionStatus};
 
 /// Where the zip is.
@@ -101,12 +107,10 @@ pub struct MicrovmImageHooks {
     pub validate_timeout_in_seconds: Option<u32>,
 }
 
-/// `CreateMicrovmImage`. Serialised, it is what an idempotency record keeps.
+/// What a version is asked to be made from: the members that `CreateMicrovmImage` and `UpdateMicrovmImage` share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct CreateMicrovmImageRequest {
-    /// Name of the new image.
-    pub name: String,
+pub struct VersionRequest {
     /// The managed image it builds on.
     pub base_image_arn: String,
     /// Version of that.
@@ -131,8 +135,33 @@ pub struct CreateMicrovmImageRequest {
     pub hooks: Option<Hooks>,
     /// Environment frozen into the image.
     pub environment_variables: Option<BTreeMap<String, Sensitive>>,
+}
+
+/// `CreateMicrovmImage`. Serialised, it is what an idempotency record keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreateMicrovmImageRequest {
+    /// Name of the new image.
+    pub name: String,
+    /// Its first version.
+    #[serde(flatten)]
+    pub version: VersionRequest,
     /// Tags.
     pub tags: Option<BTreeMap<String, String>>,
+    /// Idempotency key.
+    pub client_token: Option<String>,
+}
+
+/// `UpdateMicrovmImage`: a new version, of which nothing is taken over from the one before. Serialised, it is what an
+/// idempotency record keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpdateMicrovmImageRequest {
+    /// The image.
+    pub image: ImageArn,
+    /// The new version.
+    #[serde(flatten)]
+    pub version: VersionRequest,
     /// Idempotency key.
     pub client_token: Option<String>,
 }
@@ -164,6 +193,33 @@ pub struct CreateMicrovmImageResponse {
     pub configuration: VersionConfiguration,
     /// Tags given.
     pub tags: Option<BTreeMap<String, String>>,
+}
+
+/// What `UpdateMicrovmImage` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpdateMicrovmImageResponse {
+    /// The image.
+    pub image_arn: ImageArn,
+    /// Its name.
+    pub name: String,
+    /// Its internal id.
+    pub id: ImageId,
+    /// Its state.
+    pub state: ImageState,
+    /// The version being built.
+    pub image_version: ImageVersion,
+    /// Newest version microVMs may be launched from.
+    pub latest_active_image_version: Option<ImageVersion>,
+    /// Newest version that could not be built.
+    pub latest_failed_image_version: Option<ImageVersion>,
+    /// When the image was created.
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    pub updated_at: Timestamp,
+    /// What the new version is made from.
+    #[serde(flatten)]
+    pub configuration: VersionConfiguration,
 }
 
 /// What a version is made from, with the service's defaults filled in where it fills them in.
@@ -291,6 +347,53 @@ pub struct GetMicrovmImageVersionResponse {
     pub created_at: Timestamp,
     /// When it was last changed.
     pub updated_at: Option<Timestamp>,
+}
+
+/// `ListMicrovmImageVersions`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListMicrovmImageVersionsRequest {
+    /// The image.
+    pub image: ImageArn,
+    /// Which page.
+    pub page: PageRequest,
+}
+
+/// What `ListMicrovmImageVersions` answers.
+pub type ListMicrovmImageVersionsResponse = Page<GetMicrovmImageVersionResponse>;
+
+/// `UpdateMicrovmImageVersion`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpdateMicrovmImageVersionRequest {
+    /// The image.
+    pub image: ImageArn,
+    /// The version, as written by the caller.
+    pub image_version: String,
+    /// Whether microVMs may be launched from it, from now on.
+    pub status: VersionStatus,
+}
+
+/// What `UpdateMicrovmImageVersion` answers.
+pub type UpdateMicrovmImageVersionResponse = GetMicrovmImageVersionResponse;
+
+/// `DeleteMicrovmImageVersion`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeleteMicrovmImageVersionRequest {
+    /// The image.
+    pub image: ImageArn,
+    /// The version, as written by the caller.
+    pub image_version: String,
+}
+
+/// What `DeleteMicrovmImageVersion` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeleteMicrovmImageVersionResponse {
+    /// The image's ARN.
+    pub image_identifier: ImageArn,
+    /// The version.
+    pub image_version: ImageVersion,
+    /// Its state, `DELETING`.
+    pub state: VersionState,
 }
 
 /// `DeleteMicrovmImage`.

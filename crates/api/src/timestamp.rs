@@ -11,7 +11,7 @@ pub struct Timestamp(i64);
 impl Timestamp {
     /// From milliseconds since the Unix epoch.
     #[must_use]
-    pub fn from_unix_ms(unix_ms: i64) -> Self {
+    pub const fn from_unix_ms(unix_ms: i64) -> Self {
         Self(unix_ms)
     }
 

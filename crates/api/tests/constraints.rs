@@ -75,10 +75,10 @@ fn a_request_keeps_what_it_was_given() {
         "someMemberOfALaterModel": { "x": [1] },
     }))
     .unwrap();
-    assert_eq!((request.name.as_str(), request.code_artifact.uri.as_str()), ("shop", "s3://code/shop.zip"));
-    assert_eq!(request.resources.as_ref().unwrap()[0].minimum_memory_in_mib, 512);
-    assert_eq!(request.environment_variables.as_ref().unwrap()["A"].expose(), "1");
-    assert_eq!(request.cpu_configurations.as_ref().unwrap()[0].architecture, Architecture::X86_64);
+    assert_eq!((request.name.as_str(), request.version.code_artifact.uri.as_str()), ("shop", "s3://code/shop.zip"));
+    assert_eq!(request.version.resources.as_ref().unwrap()[0].minimum_memory_in_mib, 512);
+    assert_eq!(request.version.environment_variables.as_ref().unwrap()["A"].expose(), "1");
+    assert_eq!(request.version.cpu_configurations.as_ref().unwrap()[0].architecture, Architecture::X86_64);
     let stored = serde_json::to_string(&request).unwrap();
     assert_eq!(serde_json::from_str::<CreateMicrovmImageRequest>(&stored).unwrap(), request);
 }
@@ -371,7 +371,7 @@ fn json_value() -> impl Strategy<Value = Value> {
 proptest! {
     #[test]
     fn no_body_makes_a_reader_panic(body in json_value(), text in ".{0,40}") {
-        let _ = read::<CreateMicrovmImageRequest>(&[], &[], &body).map(|it| it.plan("us-east-1", Architecture::X86_64));
+        let _ = read::<CreateMicrovmImageRequest>(&[], &[], &body).map(|it| it.version.plan("us-east-1", Architecture::X86_64));
         let _ = read::<RunMicrovmRequest>(&[], &[], &body).map(|it| it.plan("us-east-1"));
         let _ = token(body).map(|it| it.plan());
         let _ = read::<GetMicrovmImageRequest>(&[("imageIdentifier", &text)], &[], &Value::Null);

@@ -33,7 +33,7 @@ fn image(changes: Value) -> Result<ImagePlan, ServiceError> {
         "buildRoleArn": "arn:aws:iam::123456789012:role/build",
         "codeArtifact": { "uri": "s3://code/shop.zip" },
     });
-    CreateMicrovmImageRequest::from_input(&with(body, changes)).unwrap().plan(REGION, Architecture::X86_64)
+    CreateMicrovmImageRequest::from_input(&with(body, changes)).unwrap().version.plan(REGION, Architecture::X86_64)
 }
 
 fn run(changes: Value) -> Result<RunPlan, ServiceError> {

@@ -15,6 +15,10 @@ pub struct ControlConfig {
     pub builds_concurrent_max: usize,
     /// Images there can be, those being deleted included; the service's quota.
     pub images_max: u32,
+    /// Versions one image can have, those being removed included; the service's quota.
+    pub versions_per_image_max: u32,
+    /// Builds that have not ended there can be, waiting ones included; the service's quota in its large regions.
+    pub builds_max: u32,
     /// MicroVMs that have not ended there can be, suspended ones included.
     pub microvms_max: u32,
     /// Requests that wait for one microVM to run; more are refused at once.
@@ -34,6 +38,8 @@ impl Default for ControlConfig {
             endpoint_suffix: "lambda-microvm.us-east-1.localhost:4443".into(),
             builds_concurrent_max: 1,
             images_max: 100,
+            versions_per_image_max: 50,
+            builds_max: 10,
             microvms_max: 1000,
             waiters_per_microvm_max: 512,
             // A suspend in progress and then a resume, each with a hook that takes its full minute, and their own work;

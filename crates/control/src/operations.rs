@@ -6,9 +6,14 @@ use api::{
     error::ServiceError,
     images::{
         CreateMicrovmImageRequest, CreateMicrovmImageResponse, DeleteMicrovmImageRequest, DeleteMicrovmImageResponse,
-        GetMicrovmImageBuildRequest, GetMicrovmImageBuildResponse, GetMicrovmImageRequest, GetMicrovmImageResponse,
-        GetMicrovmImageVersionRequest, GetMicrovmImageVersionResponse, ListMicrovmImageBuildsRequest,
-        ListMicrovmImageBuildsResponse, ListMicrovmImagesRequest, ListMicrovmImagesResponse,
+        DeleteMicrovmImageVersionRequest, DeleteMicrovmImageVersionResponse, GetMicrovmImageBuildRequest,
+        GetMicrovmImageBuildResponse, GetMicrovmImageRequest, GetMicrovmImageResponse, GetMicrovmImageVersionRequest,
+        GetMicrovmImageVersionResponse, ListManagedMicrovmImageVersionsRequest,
+        ListManagedMicrovmImageVersionsResponse, ListManagedMicrovmImagesRequest, ListManagedMicrovmImagesResponse,
+        ListMicrovmImageBuildsRequest, ListMicrovmImageBuildsResponse, ListMicrovmImageVersionsRequest,
+        ListMicrovmImageVersionsResponse, ListMicrovmImagesRequest, ListMicrovmImagesResponse,
+        UpdateMicrovmImageRequest, UpdateMicrovmImageResponse, UpdateMicrovmImageVersionRequest,
+        UpdateMicrovmImageVersionResponse,
     },
     microvms::{
         CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, GetMicrovmRequest, GetMicrovmResponse,
@@ -23,7 +28,7 @@ use crate::{
     auth::Caller,
     http::Operations,
     iam::Resources,
-    images::operations as images,
+    images::{managed, operations as images, versions},
     microvms::{admission::Request, operations as microvms},
 };
 
@@ -74,16 +79,34 @@ operations! {
         images::list(shared, request).await
     }
     get_microvm_image_version(shared, request: GetMicrovmImageVersionRequest) -> GetMicrovmImageVersionResponse {
-        images::get_version(shared, request).await
+        versions::get(shared, request).await
     }
     list_microvm_image_builds(shared, request: ListMicrovmImageBuildsRequest) -> ListMicrovmImageBuildsResponse {
-        images::list_builds(shared, request).await
+        versions::list_builds(shared, request).await
     }
     get_microvm_image_build(shared, request: GetMicrovmImageBuildRequest) -> GetMicrovmImageBuildResponse {
-        images::get_build(shared, request).await
+        versions::get_build(shared, request).await
     }
     delete_microvm_image(shared, request: DeleteMicrovmImageRequest) -> DeleteMicrovmImageResponse {
         images::remove(shared, request).await
+    }
+    update_microvm_image(shared, request: UpdateMicrovmImageRequest) -> UpdateMicrovmImageResponse {
+        images::update(shared, request).await
+    }
+    list_microvm_image_versions(shared, request: ListMicrovmImageVersionsRequest) -> ListMicrovmImageVersionsResponse {
+        versions::list(shared, request).await
+    }
+    update_microvm_image_version(shared, request: UpdateMicrovmImageVersionRequest) -> UpdateMicrovmImageVersionResponse {
+        versions::set_status(shared, request).await
+    }
+    delete_microvm_image_version(shared, request: DeleteMicrovmImageVersionRequest) -> DeleteMicrovmImageVersionResponse {
+        versions::remove(shared, request).await
+    }
+    list_managed_microvm_images(shared, request: ListManagedMicrovmImagesRequest) -> ListManagedMicrovmImagesResponse {
+        managed::list(shared, &request)
+    }
+    list_managed_microvm_image_versions(shared, request: ListManagedMicrovmImageVersionsRequest) -> ListManagedMicrovmImageVersionsResponse {
+        managed::list_versions(shared, &request)
     }
     run_microvm(shared, request: RunMicrovmRequest) -> RunMicrovmResponse {
         microvms::run(shared, request).await

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use api::{
     host::{Found, HostError},
     ids::{MicrovmId, VmId},
-    images::{BuildState, ImageState},
+    images::{BuildState, ImageState, VersionState},
 };
 use tracing::{info, warn};
 
@@ -53,16 +53,20 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RecoverError> {
     for record in records {
         recover_microvm(shared, record, &found).await?;
     }
-    let (waiting, leaving) = {
+    let (waiting, leaving, versions_leaving) = {
         let mut connection = shared.store.read().await?;
         let waiting = image_rows::unfinished_builds(&mut connection).await?;
-        (waiting, image_rows::in_state(&mut connection, ImageState::Deleting).await?)
+        let leaving = image_rows::in_state(&mut connection, ImageState::Deleting).await?;
+        (waiting, leaving, image_rows::versions_in_state(&mut connection, VersionState::Deleting).await?)
     };
     for build in waiting {
         build::start(shared, build);
     }
     for image in leaving {
         delete::start(shared, image);
+    }
+    for version in versions_leaving {
+        delete::start_version(shared, version);
     }
     Ok(())
 }

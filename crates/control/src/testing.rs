@@ -16,12 +16,17 @@ use api::{
     ids::{EndpointId, ImageId, ImageVersion, MicrovmId, VmId},
     images::{
         CodeArtifact, CreateMicrovmImageRequest, CreateMicrovmImageResponse, DeleteMicrovmImageRequest,
-        DeleteMicrovmImageResponse, GetMicrovmImageRequest, GetMicrovmImageResponse, ImageState, base_image_arn,
+        DeleteMicrovmImageResponse, DeleteMicrovmImageVersionRequest, DeleteMicrovmImageVersionResponse,
+        GetMicrovmImageRequest, GetMicrovmImageResponse, GetMicrovmImageVersionResponse, ImageState,
+        ListMicrovmImageVersionsRequest, UpdateMicrovmImageRequest, UpdateMicrovmImageResponse,
+        UpdateMicrovmImageVersionRequest, UpdateMicrovmImageVersionResponse, VersionRequest, VersionStatus,
+        base_image_arn,
     },
     microvms::{
         GetMicrovmRequest, GetMicrovmResponse, IdlePolicy, MicrovmState as State, ResumeMicrovmRequest,
         RunMicrovmRequest, RunMicrovmResponse, SuspendMicrovmRequest, TerminateMicrovmRequest,
     },
+    page::PageRequest,
     size::Size,
     token::TokenKey,
 };
@@ -146,6 +151,16 @@ impl TestHost {
 
     pub(crate) fn has_image(&self, image: &ImageRef) -> bool {
         self.world().images.contains(image)
+    }
+
+    /// How many image versions it has.
+    pub(crate) fn images(&self) -> usize {
+        self.world().images.len()
+    }
+
+    /// Forgets the failures that were still to come.
+    pub(crate) fn forgive(&self) {
+        self.world().failures.clear();
     }
 
     /// A VM ends by itself.
@@ -347,6 +362,49 @@ impl Fixture {
         self.control().delete_microvm_image(&self.caller, DeleteMicrovmImageRequest { image: self.arn(name) }).await
     }
 
+    /// Asks for another version of an image.
+    pub(crate) async fn update(&self, name: &str) -> Result<UpdateMicrovmImageResponse, ServiceError> {
+        let request =
+            UpdateMicrovmImageRequest { image: self.arn(name), version: version_request(), client_token: None };
+        self.control().update_microvm_image(&self.caller, request).await
+    }
+
+    /// Every version of an image, newest first, in pages of two.
+    pub(crate) async fn versions(&self, name: &str) -> Result<Vec<GetMicrovmImageVersionResponse>, ServiceError> {
+        let (mut versions, mut next_token) = (vec![], None);
+        loop {
+            let page = PageRequest { max_results: Some(2), next_token };
+            let request = ListMicrovmImageVersionsRequest { image: self.arn(name), page };
+            let page = self.control().list_microvm_image_versions(&self.caller, request).await?;
+            versions.extend(page.items);
+            next_token = page.next_token;
+            if next_token.is_none() {
+                return Ok(versions);
+            }
+        }
+    }
+
+    /// Lets microVMs be launched from a version, or no more.
+    pub(crate) async fn set_status(
+        &self,
+        name: &str,
+        version: &str,
+        status: VersionStatus,
+    ) -> Result<UpdateMicrovmImageVersionResponse, ServiceError> {
+        let request = UpdateMicrovmImageVersionRequest { image: self.arn(name), image_version: version.into(), status };
+        self.control().update_microvm_image_version(&self.caller, request).await
+    }
+
+    /// Asks to remove a version.
+    pub(crate) async fn delete_version(
+        &self,
+        name: &str,
+        version: &str,
+    ) -> Result<DeleteMicrovmImageVersionResponse, ServiceError> {
+        let request = DeleteMicrovmImageVersionRequest { image: self.arn(name), image_version: version.into() };
+        self.control().delete_microvm_image_version(&self.caller, request).await
+    }
+
     /// An image that can be run.
     pub(crate) async fn ready_image(&self, name: &str) {
         self.create(create_request(name)).await.expect("it is created");
@@ -436,9 +494,8 @@ pub(crate) fn lost() -> HostError {
     HostError::Lost { reason: "it broke".into() }
 }
 
-pub(crate) fn create_request(name: &str) -> CreateMicrovmImageRequest {
-    CreateMicrovmImageRequest {
-        name: name.into(),
+pub(crate) fn version_request() -> VersionRequest {
+    VersionRequest {
         base_image_arn: base_image_arn("us-east-1"),
         base_image_version: None,
         build_role_arn: "arn:aws:iam::000000000000:role/build".into(),
@@ -451,9 +508,11 @@ pub(crate) fn create_request(name: &str) -> CreateMicrovmImageRequest {
         additional_os_capabilities: None,
         hooks: None,
         environment_variables: None,
-        tags: None,
-        client_token: None,
     }
+}
+
+pub(crate) fn create_request(name: &str) -> CreateMicrovmImageRequest {
+    CreateMicrovmImageRequest { name: name.into(), version: version_request(), tags: None, client_token: None }
 }
 
 pub(crate) fn run_request(image: ImageArn) -> RunMicrovmRequest {

@@ -2,6 +2,7 @@
 
 use crate::{
     arn::ImageArn,
+    catalogue,
     constraint::{Constraints, IMAGE_NAME, NON_BLANK, ROLE_ARN, TAG_TEXT, TextRule},
     error::ServiceError,
     input::{Field, FromInput, Input, Members},
@@ -10,9 +11,11 @@ use crate::{
 };
 
 use super::{
-    CodeArtifact, CpuConfiguration, CreateMicrovmImageRequest, DeleteMicrovmImageRequest, GetMicrovmImageBuildRequest,
-    GetMicrovmImageRequest, GetMicrovmImageVersionRequest, Hooks, ListMicrovmImageBuildsRequest,
-    ListMicrovmImagesRequest, MicrovmHooks, MicrovmImageHooks, Resources,
+    CodeArtifact, CpuConfiguration, CreateMicrovmImageRequest, DeleteMicrovmImageRequest,
+    DeleteMicrovmImageVersionRequest, GetMicrovmImageBuildRequest, GetMicrovmImageRequest,
+    GetMicrovmImageVersionRequest, Hooks, ListManagedMicrovmImageVersionsRequest, ListManagedMicrovmImagesRequest,
+    ListMicrovmImageBuildsRequest, ListMicrovmImageVersionsRequest, ListMicrovmImagesRequest, MicrovmHooks,
+    MicrovmImageHooks, Resources, UpdateMicrovmImageRequest, UpdateMicrovmImageVersionRequest, VersionRequest,
 };
 
 const IMAGE_IDENTIFIER: TextRule = TextRule::length(1, 256);
@@ -78,14 +81,12 @@ fn resources(field: Field<'_>, c: &mut Constraints) -> Option<Resources> {
     Some(Resources { minimum_memory_in_mib: minimum })
 }
 
-impl FromInput for CreateMicrovmImageRequest {
-    fn from_input(input: &Input) -> Result<Self, ServiceError> {
-        let c = &mut Constraints::new();
+impl VersionRequest {
+    fn read(input: &Input, c: &mut Constraints) -> Self {
         let text = |name, rule: &TextRule, c: &mut Constraints| input.body(name).text(c, rule);
         let required =
             |name, rule: &TextRule, c: &mut Constraints| input.body(name).required(c).text(c, rule).unwrap_or_default();
-        let request = Self {
-            name: required("name", &NAME, c),
+        Self {
             base_image_arn: required("baseImageArn", &NON_BLANK_TEXT, c),
             base_image_version: text("baseImageVersion", &NON_BLANK_TEXT, c),
             build_role_arn: required("buildRoleArn", &ROLE, c),
@@ -108,11 +109,34 @@ impl FromInput for CreateMicrovmImageRequest {
                 .body("environmentVariables")
                 .texts(c, ENVIRONMENT_MAX, &ENVIRONMENT_KEY, &ENVIRONMENT_VALUE)
                 .map(|texts| texts.into_iter().map(|(name, text)| (name, Sensitive::new(text))).collect()),
+        }
+    }
+}
+
+impl FromInput for CreateMicrovmImageRequest {
+    fn from_input(input: &Input) -> Result<Self, ServiceError> {
+        let mut constraints = Constraints::new();
+        let c = &mut constraints;
+        let request = Self {
+            name: input.body("name").required(c).text(c, &NAME).unwrap_or_default(),
+            version: VersionRequest::read(input, c),
             tags: input.body("tags").texts(c, usize::MAX, &TAG_KEY, &TAG_VALUE),
-            client_token: text("clientToken", &CLIENT_TOKEN, c),
+            client_token: input.body("clientToken").text(c, &CLIENT_TOKEN),
         };
-        std::mem::take(c).finish()?;
+        constraints.finish()?;
         Ok(request)
+    }
+}
+
+impl FromInput for UpdateMicrovmImageRequest {
+    fn from_input(input: &Input) -> Result<Self, ServiceError> {
+        let mut constraints = Constraints::new();
+        let c = &mut constraints;
+        let image = image_identifier(input, c);
+        let version = VersionRequest::read(input, c);
+        let client_token = input.body("clientToken").text(c, &CLIENT_TOKEN);
+        constraints.finish()?;
+        Ok(Self { image: ImageArn::of_image_operation(&image)?, version, client_token })
     }
 }
 
@@ -148,6 +172,56 @@ impl FromInput for GetMicrovmImageVersionRequest {
         let image_version = image_version(input, &mut constraints);
         constraints.finish()?;
         Ok(Self { image: ImageArn::of_image_operation(&image)?, image_version })
+    }
+}
+
+impl FromInput for DeleteMicrovmImageVersionRequest {
+    fn from_input(input: &Input) -> Result<Self, ServiceError> {
+        GetMicrovmImageVersionRequest::from_input(input)
+            .map(|GetMicrovmImageVersionRequest { image, image_version }| Self { image, image_version })
+    }
+}
+
+impl FromInput for UpdateMicrovmImageVersionRequest {
+    fn from_input(input: &Input) -> Result<Self, ServiceError> {
+        let mut constraints = Constraints::new();
+        let c = &mut constraints;
+        let image = image_identifier(input, c);
+        let image_version = image_version(input, c);
+        let status = input.body("status").required(c).word(c);
+        constraints.finish()?;
+        // A word that is missing or unknown is a violation, and those have been told.
+        let status = status.ok_or_else(catalogue::internal_error)?;
+        Ok(Self { image: ImageArn::of_image_operation(&image)?, image_version, status })
+    }
+}
+
+impl FromInput for ListMicrovmImageVersionsRequest {
+    fn from_input(input: &Input) -> Result<Self, ServiceError> {
+        let mut constraints = Constraints::new();
+        let page = input.page(&mut constraints);
+        let image = image_identifier(input, &mut constraints);
+        constraints.finish()?;
+        Ok(Self { image: ImageArn::of_image_operation(&image)?, page })
+    }
+}
+
+impl FromInput for ListManagedMicrovmImagesRequest {
+    fn from_input(input: &Input) -> Result<Self, ServiceError> {
+        let mut constraints = Constraints::new();
+        let page = input.page(&mut constraints);
+        constraints.finish()?;
+        Ok(Self { page })
+    }
+}
+
+impl FromInput for ListManagedMicrovmImageVersionsRequest {
+    fn from_input(input: &Input) -> Result<Self, ServiceError> {
+        let mut constraints = Constraints::new();
+        let page = input.page(&mut constraints);
+        let image = image_identifier(input, &mut constraints);
+        constraints.finish()?;
+        Ok(Self { image, page })
     }
 }
 

@@ -12,21 +12,9 @@ use crate::{
 };
 
 use super::{
-    Architecture, CreateMicrovmImageRequest, HookSwitch, Hooks, MicrovmHooks, MicrovmImageHooks, OsCapability,
-    Resources, VersionConfiguration,
+    Architecture, HookSwitch, Hooks, MicrovmHooks, MicrovmImageHooks, OsCapability, Resources, VersionConfiguration,
+    VersionRequest, managed::normalised_version,
 };
-
-/// Name of the only managed image.
-pub const BASE_IMAGE_NAME: &str = "al2023-1";
-
-/// The newest version of it; listings write it as a bare number, answers with a minor number.
-pub const BASE_IMAGE_VERSION_LATEST: u32 = 1;
-
-/// ARN of the managed image in a region.
-#[must_use]
-pub fn base_image_arn(region: &str) -> String {
-    format!("arn:aws:lambda:{region}:aws:microvm-image:{BASE_IMAGE_NAME}")
-}
 
 /// Environment variables the platform sets itself in every app.
 const RESERVED_ENVIRONMENT: [&str; 4] =
@@ -83,11 +71,11 @@ pub struct ImagePlan {
     pub egress: ManagedConnector,
 }
 
-impl CreateMicrovmImageRequest {
+impl VersionRequest {
     /// Applies the service's rules, in the order in which it was seen to complain.
     pub fn plan(&self, region: &str, host: Architecture) -> Result<ImagePlan, ServiceError> {
         let artifact = S3Location::parse(&self.code_artifact.uri)?;
-        let base_image_version = base_version(&self.base_image_arn, self.base_image_version.as_deref(), region)?;
+        let base_image_version = normalised_version(&self.base_image_arn, self.base_image_version.as_deref(), region)?;
         let architecture = self.architecture(host)?;
         let size = self.size()?;
         let hooks = self.hooks.unwrap_or_default().plan()?;
@@ -150,21 +138,6 @@ impl CreateMicrovmImageRequest {
         }
         Ok(variables().map(|(name, text)| (name.clone(), text.clone())).collect())
     }
-}
-
-/// The version of the managed image, as answers write it. Requests may write it either way.
-fn base_version(arn: &str, version: Option<&str>, region: &str) -> Result<String, ServiceError> {
-    let error = || catalogue::unknown_base_image(arn, version);
-    if arn != base_image_arn(region) {
-        return Err(error());
-    }
-    let major = match version {
-        None => BASE_IMAGE_VERSION_LATEST,
-        Some(text) => (0..=BASE_IMAGE_VERSION_LATEST)
-            .find(|major| text == major.to_string() || text == format!("{major}.0"))
-            .ok_or_else(error)?,
-    };
-    Ok(format!("{major}.0"))
 }
 
 impl Hooks {

@@ -4,9 +4,14 @@ use api::{
     error::ServiceError,
     images::{
         CreateMicrovmImageRequest, CreateMicrovmImageResponse, DeleteMicrovmImageRequest, DeleteMicrovmImageResponse,
-        GetMicrovmImageBuildRequest, GetMicrovmImageBuildResponse, GetMicrovmImageRequest, GetMicrovmImageResponse,
-        GetMicrovmImageVersionRequest, GetMicrovmImageVersionResponse, ListMicrovmImageBuildsRequest,
-        ListMicrovmImageBuildsResponse, ListMicrovmImagesRequest, ListMicrovmImagesResponse,
+        DeleteMicrovmImageVersionRequest, DeleteMicrovmImageVersionResponse, GetMicrovmImageBuildRequest,
+        GetMicrovmImageBuildResponse, GetMicrovmImageRequest, GetMicrovmImageResponse, GetMicrovmImageVersionRequest,
+        GetMicrovmImageVersionResponse, ListManagedMicrovmImageVersionsRequest,
+        ListManagedMicrovmImageVersionsResponse, ListManagedMicrovmImagesRequest, ListManagedMicrovmImagesResponse,
+        ListMicrovmImageBuildsRequest, ListMicrovmImageBuildsResponse, ListMicrovmImageVersionsRequest,
+        ListMicrovmImageVersionsResponse, ListMicrovmImagesRequest, ListMicrovmImagesResponse,
+        UpdateMicrovmImageRequest, UpdateMicrovmImageResponse, UpdateMicrovmImageVersionRequest,
+        UpdateMicrovmImageVersionResponse,
     },
     microvms::{
         CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, GetMicrovmRequest, GetMicrovmResponse,
@@ -47,6 +52,18 @@ operations! {
     get_microvm_image_build: GetMicrovmImageBuildRequest => GetMicrovmImageBuildResponse;
     /// Begins to delete an image.
     delete_microvm_image: DeleteMicrovmImageRequest => DeleteMicrovmImageResponse;
+    /// Begins to build another version of an image.
+    update_microvm_image: UpdateMicrovmImageRequest => UpdateMicrovmImageResponse;
+    /// Lists the versions of an image.
+    list_microvm_image_versions: ListMicrovmImageVersionsRequest => ListMicrovmImageVersionsResponse;
+    /// Lets microVMs be launched from a version, or no more.
+    update_microvm_image_version: UpdateMicrovmImageVersionRequest => UpdateMicrovmImageVersionResponse;
+    /// Begins to delete a version of an image.
+    delete_microvm_image_version: DeleteMicrovmImageVersionRequest => DeleteMicrovmImageVersionResponse;
+    /// Lists the images that images can be built on.
+    list_managed_microvm_images: ListManagedMicrovmImagesRequest => ListManagedMicrovmImagesResponse;
+    /// Lists the versions of such an image.
+    list_managed_microvm_image_versions: ListManagedMicrovmImageVersionsRequest => ListManagedMicrovmImageVersionsResponse;
     /// Begins to launch a microVM.
     run_microvm: RunMicrovmRequest => RunMicrovmResponse;
     /// Describes a microVM.

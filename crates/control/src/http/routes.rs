@@ -88,12 +88,13 @@ routes! {
         on |it| image_of(&it.microvm_identifier);
     "CreateMicrovmImage" POST "/2025-09-09/microvm-images" => 201 create_microvm_image
         on |it| new_image(&it.name)
-            .passing_role(Some(&it.build_role_arn))
-            .passing_connectors(it.egress_network_connectors.as_deref(), INTERNET);
+            .passing_role(Some(&it.version.build_role_arn))
+            .passing_connectors(it.version.egress_network_connectors.as_deref(), INTERNET);
     "CreateMicrovmShellAuthToken" POST "/2025-09-09/microvms/{microvmIdentifier}/shell-auth-token";
     "DeleteMicrovmImage" DELETE "/2025-09-09/microvm-images/{imageIdentifier}" => 200 delete_microvm_image
         on |it| image(&it.image);
-    "DeleteMicrovmImageVersion" DELETE "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}";
+    "DeleteMicrovmImageVersion" DELETE "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}"
+        => 200 delete_microvm_image_version on |it| image(&it.image);
     "GetMicrovm" GET "/2025-09-09/microvms/{microvmIdentifier}" => 200 get_microvm
         on |it| image_of(&it.microvm_identifier);
     "GetMicrovmImage" GET "/2025-09-09/microvm-images/{imageIdentifier}" => 200 get_microvm_image
@@ -102,11 +103,14 @@ routes! {
         => 200 get_microvm_image_build on |it| image(&it.image);
     "GetMicrovmImageVersion" GET "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}"
         => 200 get_microvm_image_version on |it| image(&it.image);
-    "ListManagedMicrovmImageVersions" GET "/2025-09-09/managed-microvm-images/{imageIdentifier}/versions";
-    "ListManagedMicrovmImages" GET "/2025-09-09/managed-microvm-images";
+    "ListManagedMicrovmImageVersions" GET "/2025-09-09/managed-microvm-images/{imageIdentifier}/versions"
+        => 200 list_managed_microvm_image_versions on |_| anything();
+    "ListManagedMicrovmImages" GET "/2025-09-09/managed-microvm-images" => 200 list_managed_microvm_images
+        on |_| anything();
     "ListMicrovmImageBuilds" GET "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}/builds"
         => 200 list_microvm_image_builds on |it| image(&it.image);
-    "ListMicrovmImageVersions" GET "/2025-09-09/microvm-images/{imageIdentifier}/versions";
+    "ListMicrovmImageVersions" GET "/2025-09-09/microvm-images/{imageIdentifier}/versions"
+        => 200 list_microvm_image_versions on |it| image(&it.image);
     "ListMicrovmImages" GET "/2025-09-09/microvm-images" => 200 list_microvm_images
         on |_| anything();
     "ListMicrovms" GET "/2025-09-09/microvms" => 200 list_microvms
@@ -128,8 +132,12 @@ routes! {
     "TerminateMicrovm" DELETE "/2025-09-09/microvms/{microvmIdentifier}" => 200 terminate_microvm
         on |it| image_of(&it.microvm_identifier);
     "UntagResource" DELETE "/2017-03-31/tags/{Resource}";
-    "UpdateMicrovmImage" PUT "/2025-09-09/microvm-images/{imageIdentifier}";
-    "UpdateMicrovmImageVersion" PATCH "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}";
+    "UpdateMicrovmImage" PUT "/2025-09-09/microvm-images/{imageIdentifier}" => 200 update_microvm_image
+        on |it| image(&it.image)
+            .passing_role(Some(&it.version.build_role_arn))
+            .passing_connectors(it.version.egress_network_connectors.as_deref(), INTERNET);
+    "UpdateMicrovmImageVersion" PATCH "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}"
+        => 200 update_microvm_image_version on |it| image(&it.image);
     "CreateNetworkConnector" POST "/2026-04-04/network-connectors";
     "DeleteNetworkConnector" DELETE "/2026-04-04/network-connectors/{Identifier}";
     "GetNetworkConnector" GET "/2026-04-04/network-connectors/{Identifier}";

@@ -10,11 +10,15 @@ use api::{
     ids::{BuildId, EndpointId, ImageId, ImageVersion, MicrovmId},
     images::{
         Architecture, BuildState, Chipset, CreateMicrovmImageRequest, CreateMicrovmImageResponse,
-        DeleteMicrovmImageRequest, DeleteMicrovmImageResponse, GetMicrovmImageBuildRequest,
-        GetMicrovmImageBuildResponse, GetMicrovmImageRequest, GetMicrovmImageResponse, GetMicrovmImageVersionRequest,
-        GetMicrovmImageVersionResponse, ImageState, ListMicrovmImageBuildsRequest, ListMicrovmImageBuildsResponse,
+        DeleteMicrovmImageRequest, DeleteMicrovmImageResponse, DeleteMicrovmImageVersionRequest,
+        DeleteMicrovmImageVersionResponse, GetMicrovmImageBuildRequest, GetMicrovmImageBuildResponse,
+        GetMicrovmImageRequest, GetMicrovmImageResponse, GetMicrovmImageVersionRequest, GetMicrovmImageVersionResponse,
+        ImageState, ListManagedMicrovmImageVersionsRequest, ListManagedMicrovmImageVersionsResponse,
+        ListManagedMicrovmImagesRequest, ListManagedMicrovmImagesResponse, ListMicrovmImageBuildsRequest,
+        ListMicrovmImageBuildsResponse, ListMicrovmImageVersionsRequest, ListMicrovmImageVersionsResponse,
         ListMicrovmImagesRequest, ListMicrovmImagesResponse, MicrovmImageBuildSummary, MicrovmImageSummary,
-        VersionState, VersionStatus,
+        UpdateMicrovmImageRequest, UpdateMicrovmImageResponse, UpdateMicrovmImageVersionRequest,
+        UpdateMicrovmImageVersionResponse, VersionState, VersionStatus,
     },
     input::BODY_BYTES_MAX,
     microvms::{
@@ -106,7 +110,7 @@ impl Operations for Table {
         _: &Caller,
         request: CreateMicrovmImageRequest,
     ) -> Result<CreateMicrovmImageResponse, ServiceError> {
-        let plan = request.plan(REGION, Architecture::X86_64)?;
+        let plan = request.version.plan(REGION, Architecture::X86_64)?;
         Ok(CreateMicrovmImageResponse {
             image_arn: image_arn(),
             name: request.name,
@@ -179,7 +183,7 @@ impl Operations for Table {
             state: VersionState::Successful,
             status: VersionStatus::Active,
             state_reason: None,
-            configuration: create.plan(REGION, Architecture::X86_64)?.configuration,
+            configuration: create.version.plan(REGION, Architecture::X86_64)?.configuration,
             tags: None,
             created_at: Timestamp::from_unix_ms(1_500),
             updated_at: None,
@@ -208,6 +212,54 @@ impl Operations for Table {
         request: DeleteMicrovmImageRequest,
     ) -> Result<DeleteMicrovmImageResponse, ServiceError> {
         Ok(DeleteMicrovmImageResponse { image_identifier: request.image, state: ImageState::Deleting })
+    }
+
+    async fn update_microvm_image(
+        &self,
+        _: &Caller,
+        _: UpdateMicrovmImageRequest,
+    ) -> Result<UpdateMicrovmImageResponse, ServiceError> {
+        Err(catalogue::internal_error())
+    }
+
+    async fn list_microvm_image_versions(
+        &self,
+        _: &Caller,
+        _: ListMicrovmImageVersionsRequest,
+    ) -> Result<ListMicrovmImageVersionsResponse, ServiceError> {
+        Err(catalogue::internal_error())
+    }
+
+    async fn update_microvm_image_version(
+        &self,
+        _: &Caller,
+        _: UpdateMicrovmImageVersionRequest,
+    ) -> Result<UpdateMicrovmImageVersionResponse, ServiceError> {
+        Err(catalogue::internal_error())
+    }
+
+    async fn delete_microvm_image_version(
+        &self,
+        _: &Caller,
+        _: DeleteMicrovmImageVersionRequest,
+    ) -> Result<DeleteMicrovmImageVersionResponse, ServiceError> {
+        Err(catalogue::internal_error())
+    }
+
+    async fn list_managed_microvm_images(
+        &self,
+        _: &Caller,
+        _: ListManagedMicrovmImagesRequest,
+    ) -> Result<ListManagedMicrovmImagesResponse, ServiceError> {
+        Err(catalogue::internal_error())
+    }
+
+    async fn list_managed_microvm_image_versions(
+        &self,
+        _: &Caller,
+        _: ListManagedMicrovmImageVersionsRequest,
+    ) -> Result<ListManagedMicrovmImageVersionsResponse, ServiceError> {
+        Err(catalogue::internal_error())
     }
 
     async fn run_microvm(&self, _: &Caller, request: RunMicrovmRequest) -> Result<RunMicrovmResponse, ServiceError> {
@@ -396,9 +448,9 @@ async fn a_bug_in_an_operation_is_an_internal_error() {
 
 #[tokio::test]
 async fn operations_that_are_not_there_are_named() {
-    let (status, kind, body) = called("GET", "/2025-09-09/managed-microvm-images", Value::Null).await;
+    let (status, kind, body) = called("GET", "/2026-04-04/network-connectors", Value::Null).await;
     assert_eq!((status, kind.as_str()), (404, "UnknownOperationException"));
-    assert_eq!(body, json!({ "message": "Pilotlight does not support the operation ListManagedMicrovmImages yet." }));
+    assert_eq!(body, json!({ "message": "Pilotlight does not support the operation ListNetworkConnectors yet." }));
     for (method, path) in [("GET", "/"), ("PUT", "/2025-09-09/microvms"), ("GET", "/2015-03-31/functions")] {
         let (status, kind, _) = called(method, path, Value::Null).await;
         assert_eq!((status, kind.as_str()), (404, "UnknownOperationException"), "{method} {path}");

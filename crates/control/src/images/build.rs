@@ -95,7 +95,7 @@ pub(crate) async fn record_end(
     };
     let well = build.state == BuildState::Successful;
     match next(image.state, Event::Built { well }) {
-        Some(state) => rows::set_built(connection, &build.image, state, well, now).await,
+        Some(state) => rows::settle(connection, &build.image.image_id, state, now).await,
         None => {
             error!(state = %image.state, "the end of a build in a state that has none");
             Ok(())

@@ -2,6 +2,8 @@
 
 pub(crate) mod build;
 pub(crate) mod delete;
+pub(crate) mod managed;
 pub(crate) mod operations;
 pub(crate) mod record;
 pub(crate) mod state;
+pub(crate) mod versions;

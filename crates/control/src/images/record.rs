@@ -26,6 +26,8 @@ pub(crate) struct Image {
     pub(crate) name: String,
     /// Its state.
     pub(crate) state: ImageState,
+    /// The version made last, whether it is still there or not: numbers are not used twice.
+    pub(crate) last_version: ImageVersion,
     /// The newest version that may be launched.
     pub(crate) latest_active: Option<ImageVersion>,
     /// The newest version that could not be built.

@@ -24,6 +24,7 @@ fn image(row: &SqliteRow) -> Result<Image, StoreError> {
         id: parse("images.id", &id, &id)?,
         name: row.get("name"),
         state: parse("images.state", &id, &row.get::<String, _>("state"))?,
+        last_version: ImageVersion::from_major(number("images.last_version", &id, row.get("last_version"))?),
         latest_active: version("images.latest_active_version", row.get("latest_active_version"))?,
         latest_failed: version("images.latest_failed_version", row.get("latest_failed_version"))?,
         tags: parse_json("images.tags_json", &id, &row.get::<String, _>("tags_json"))?,
@@ -82,6 +83,7 @@ pub(crate) async fn insert(
         id: ImageId::random(),
         name: name.to_owned(),
         state: ImageState::Creating,
+        last_version: ImageVersion::FIRST,
         latest_active: None,
         latest_failed: None,
         tags: tags.clone(),
@@ -89,21 +91,55 @@ pub(crate) async fn insert(
         updated_at: now,
     };
     sqlx::query(
-        "INSERT INTO images (id, sequence, name, state, tags_json, created_at, updated_at)
-         VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO images (id, sequence, name, state, last_version, tags_json, created_at, updated_at)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(image.id.to_string())
     .bind(image.sequence)
     .bind(&image.name)
     .bind(image.state.as_str())
+    .bind(i64::from(image.last_version.major()))
     .bind(json(tags))
     .bind(now)
     .bind(now)
     .execute(&mut *connection)
     .await
     .map_err(failed("add an image"))?;
+    let first = ImageRef { image_id: image.id, version: ImageVersion::FIRST };
+    let (version, build) = insert_version(connection, first, definition, now).await?;
+    Ok((image, version, build))
+}
+
+/// Adds the next version of an image, and its build, both waiting; the image is in this state until it is built.
+pub(crate) async fn insert_next(
+    connection: &mut SqliteConnection,
+    id: &ImageId,
+    state: ImageState,
+    definition: &Definition,
+    now: i64,
+) -> Result<(Version, Build), StoreError> {
+    let major: i64 = sqlx::query_scalar(
+        "UPDATE images SET state = ?, last_version = last_version + 1, updated_at = ? WHERE id = ?
+         RETURNING last_version",
+    )
+    .bind(state.as_str())
+    .bind(now)
+    .bind(id.to_string())
+    .fetch_one(&mut *connection)
+    .await
+    .map_err(failed("number a version"))?;
+    let version = ImageVersion::from_major(number("images.last_version", &id.to_string(), major)?);
+    insert_version(connection, ImageRef { image_id: *id, version }, definition, now).await
+}
+
+async fn insert_version(
+    connection: &mut SqliteConnection,
+    reference: ImageRef,
+    definition: &Definition,
+    now: i64,
+) -> Result<(Version, Build), StoreError> {
     let version = Version {
-        image: ImageRef { image_id: image.id, version: ImageVersion::FIRST },
+        image: reference,
         state: VersionState::Pending,
         status: VersionStatus::Inactive,
         definition: definition.clone(),
@@ -114,7 +150,7 @@ pub(crate) async fn insert(
         "INSERT INTO image_versions (image_id, version, state, status, definition_json, created_at, updated_at)
          VALUES (?, ?, ?, ?, ?, ?, ?)",
     )
-    .bind(image.id.to_string())
+    .bind(version.image.image_id.to_string())
     .bind(i64::from(version.image.version.major()))
     .bind(version.state.as_str())
     .bind(version.status.as_str())
@@ -135,14 +171,14 @@ pub(crate) async fn insert(
     sqlx::query("INSERT INTO builds (id, sequence, image_id, version, state, created_at) VALUES (?, ?, ?, ?, ?, ?)")
         .bind(build.id.to_string())
         .bind(build.sequence)
-        .bind(image.id.to_string())
+        .bind(version.image.image_id.to_string())
         .bind(i64::from(version.image.version.major()))
         .bind(build.state.as_str())
         .bind(now)
         .execute(connection)
         .await
         .map_err(failed("add a build"))?;
-    Ok((image, version, build))
+    Ok((version, build))
 }
 
 /// The image of this name.
@@ -232,6 +268,77 @@ pub(crate) async fn find_version(
     row.as_ref().map(version).transpose()
 }
 
+/// At most `limit` versions of an image below a number, newest first.
+pub(crate) async fn list_versions(
+    connection: &mut SqliteConnection,
+    id: &ImageId,
+    before: i64,
+    limit: u32,
+) -> Result<Vec<Version>, StoreError> {
+    let rows =
+        sqlx::query("SELECT * FROM image_versions WHERE image_id = ? AND version < ? ORDER BY version DESC LIMIT ?")
+            .bind(id.to_string())
+            .bind(before)
+            .bind(limit)
+            .fetch_all(connection)
+            .await
+            .map_err(failed("list image versions"))?;
+    rows.iter().map(version).collect()
+}
+
+/// How many versions an image has.
+pub(crate) async fn count_versions(connection: &mut SqliteConnection, id: &ImageId) -> Result<i64, StoreError> {
+    sqlx::query_scalar("SELECT COUNT(*) FROM image_versions WHERE image_id = ?")
+        .bind(id.to_string())
+        .fetch_one(connection)
+        .await
+        .map_err(failed("count image versions"))
+}
+
+/// Every version in this state.
+pub(crate) async fn versions_in_state(
+    connection: &mut SqliteConnection,
+    state: VersionState,
+) -> Result<Vec<ImageRef>, StoreError> {
+    let rows = sqlx::query("SELECT * FROM image_versions WHERE state = ?")
+        .bind(state.as_str())
+        .fetch_all(connection)
+        .await
+        .map_err(failed("list image versions"))?;
+    rows.iter().map(|row| Ok(version(row)?.image)).collect()
+}
+
+/// Writes a version's state and status.
+pub(crate) async fn set_version(
+    connection: &mut SqliteConnection,
+    reference: &ImageRef,
+    state: VersionState,
+    status: VersionStatus,
+    now: i64,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE image_versions SET state = ?, status = ?, updated_at = ? WHERE image_id = ? AND version = ?")
+        .bind(state.as_str())
+        .bind(status.as_str())
+        .bind(now)
+        .bind(reference.image_id.to_string())
+        .bind(i64::from(reference.version.major()))
+        .execute(connection)
+        .await
+        .map_err(failed("update an image version"))?;
+    Ok(())
+}
+
+/// Removes a version with its builds.
+pub(crate) async fn remove_version(connection: &mut SqliteConnection, reference: &ImageRef) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM image_versions WHERE image_id = ? AND version = ?")
+        .bind(reference.image_id.to_string())
+        .bind(i64::from(reference.version.major()))
+        .execute(connection)
+        .await
+        .map_err(failed("remove an image version"))?;
+    Ok(())
+}
+
 /// Every version of an image, whatever has become of it.
 pub(crate) async fn versions_of(connection: &mut SqliteConnection, id: &ImageId) -> Result<Vec<ImageRef>, StoreError> {
     let rows = sqlx::query("SELECT * FROM image_versions WHERE image_id = ?")
@@ -293,6 +400,16 @@ pub(crate) async fn list_builds(
     rows.iter().map(build).collect()
 }
 
+/// How many builds have not come to an end.
+pub(crate) async fn count_unfinished_builds(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
+    sqlx::query_scalar("SELECT COUNT(*) FROM builds WHERE state = ? OR state = ?")
+        .bind(BuildState::Pending.as_str())
+        .bind(BuildState::InProgress.as_str())
+        .fetch_one(connection)
+        .await
+        .map_err(failed("count builds"))
+}
+
 /// Every build that has not come to an end, in the order of creation.
 pub(crate) async fn unfinished_builds(connection: &mut SqliteConnection) -> Result<Vec<Build>, StoreError> {
     let rows = sqlx::query("SELECT * FROM builds WHERE state = ? OR state = ? ORDER BY sequence")
@@ -326,38 +443,32 @@ pub(crate) async fn set_build(
     .execute(&mut *connection)
     .await
     .map_err(failed("update a build"))?;
-    sqlx::query("UPDATE image_versions SET state = ?, status = ?, updated_at = ? WHERE image_id = ? AND version = ?")
-        .bind(version_state(build.state).as_str())
-        .bind(status.as_str())
-        .bind(now)
-        .bind(build.image.image_id.to_string())
-        .bind(i64::from(build.image.version.major()))
-        .execute(connection)
-        .await
-        .map_err(failed("update an image version"))?;
-    Ok(())
+    set_version(connection, &build.image, version_state(build.state), status, now).await
 }
 
-/// Writes an image's state after a build, and which version it was.
-pub(crate) async fn set_built(
+/// Writes an image's state, and which of its versions are now the newest that may be launched and the newest that
+/// could not be built.
+pub(crate) async fn settle(
     connection: &mut SqliteConnection,
-    reference: &ImageRef,
+    id: &ImageId,
     state: ImageState,
-    well: bool,
     now: i64,
 ) -> Result<(), StoreError> {
-    let sql = if well {
-        "UPDATE images SET state = ?, latest_active_version = ?, updated_at = ? WHERE id = ?"
-    } else {
-        "UPDATE images SET state = ?, latest_failed_version = ?, updated_at = ? WHERE id = ?"
-    };
-    sqlx::query(sql)
-        .bind(state.as_str())
-        .bind(i64::from(reference.version.major()))
-        .bind(now)
-        .bind(reference.image_id.to_string())
-        .execute(connection)
-        .await
-        .map_err(failed("update an image"))?;
+    sqlx::query(
+        "UPDATE images SET state = ?, updated_at = ?,
+            latest_active_version =
+                (SELECT MAX(version) FROM image_versions WHERE image_id = images.id AND state = ? AND status = ?),
+            latest_failed_version = (SELECT MAX(version) FROM image_versions WHERE image_id = images.id AND state = ?)
+         WHERE id = ?",
+    )
+    .bind(state.as_str())
+    .bind(now)
+    .bind(VersionState::Successful.as_str())
+    .bind(VersionStatus::Active.as_str())
+    .bind(VersionState::Failed.as_str())
+    .bind(id.to_string())
+    .execute(connection)
+    .await
+    .map_err(failed("update an image"))?;
     Ok(())
 }

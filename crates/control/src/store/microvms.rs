@@ -1,7 +1,7 @@
 //! Rows of microVMs.
 
 use api::{
-    host::MicrovmSpec,
+    host::{ImageRef, MicrovmSpec},
     ids::{EndpointId, ImageId, ImageVersion, MicrovmId},
     word::Word,
 };
@@ -140,6 +140,21 @@ pub(crate) async fn count_alive(connection: &mut SqliteConnection, image: Option
         .fetch_one(connection)
         .await
         .map_err(failed("count microVMs"))
+}
+
+/// How many of one version have not ended.
+pub(crate) async fn count_alive_of_version(
+    connection: &mut SqliteConnection,
+    version: &ImageRef,
+) -> Result<i64, StoreError> {
+    sqlx::query_scalar(
+        "SELECT COUNT(*) FROM microvms WHERE terminated_at IS NULL AND image_id = ? AND image_version = ?",
+    )
+    .bind(version.image_id.to_string())
+    .bind(i64::from(version.version.major()))
+    .fetch_one(connection)
+    .await
+    .map_err(failed("count microVMs"))
 }
 
 /// Forgets every microVM that ended before a time; answers which.

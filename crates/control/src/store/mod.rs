@@ -136,15 +136,18 @@ pub(crate) async fn commit(transaction: Transaction<'static, Sqlite>) -> Result<
     transaction.commit().await.map_err(failed("commit a transaction"))
 }
 
+/// Every form the tables have had, oldest first. What is here has been used: it is never changed, only added to.
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "first", include_str!("migrations/0001_first.sql")),
+    (2, "versions", include_str!("migrations/0002_versions.sql")),
+];
+
 fn migrations() -> Migrator {
-    let first = include_str!("migrations/0001_first.sql");
-    Migrator::with_migrations(vec![Migration::new(
-        1,
-        "first".into(),
-        MigrationType::Simple,
-        sqlx::SqlSafeStr::into_sql_str(first),
-        false,
-    )])
+    let migrations = MIGRATIONS.iter().map(|&(version, name, sql)| {
+        let sql = sqlx::SqlSafeStr::into_sql_str(sql);
+        Migration::new(version, name.into(), MigrationType::Simple, sql, false)
+    });
+    Migrator::with_migrations(migrations.collect())
 }
 
 fn failed(action: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {

@@ -113,7 +113,8 @@ async fn a_token_makes_one_image_while_it_lives() {
     let first = fixture.create(request()).await.unwrap();
     fixture.until_image("a", ImageState::Created).await;
     assert_eq!(fixture.create(request()).await.unwrap(), first);
-    let other = CreateMicrovmImageRequest { description: Some("x".into()), ..request() };
+    let mut other = request();
+    other.version.description = Some("x".into());
     assert!(matches!(fixture.create(other).await, Err(ServiceError::Conflict { .. })));
     fixture.delete_image("a").await.unwrap();
     until("it is gone", async || fixture.image("a").await.is_err()).await;

@@ -5,3 +5,4 @@ mod images;
 mod lifecycle;
 mod races;
 mod restart;
+mod versions;
