@@ -121,8 +121,8 @@ const LINK_BYTES_MAX: u64 = 4095;
 /// Longest part of a name that is repeated in an error.
 const SHOWN_CHARS_MAX: usize = 200;
 
-/// Unpacks `archive` into `into`, which is made. It blocks.
-pub(crate) fn unpack(
+/// Unpacks `archive` into `into`, which is made, and sees that it holds a Dockerfile. It blocks.
+pub fn unpack(
     archive: &Path,
     into: &Path,
     limits: ArchiveLimits,

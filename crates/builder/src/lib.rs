@@ -30,7 +30,7 @@ mod root_disk;
 mod scratch_disk;
 mod sweep;
 
-pub use archive::{ArchiveError, ArchiveLimits};
+pub use archive::{ArchiveError, ArchiveLimits, unpack};
 pub use build::{Builder, BuilderConfig, Built, Job};
 pub use error::{BuildError, Cause};
 pub use image::{ImageConfig, ImageConfigError};

@@ -1,40 +1,9 @@
-//! The command: `serve` wires the roles together, the other verbs look at what it keeps.
+//! The command `pilotlight`; everything is in the library.
 
 #![forbid(unsafe_code)]
 
-mod access;
-mod cli;
-mod config;
-mod doctor;
-mod environment;
-mod firecracker_setup;
-mod gateway;
-mod logs;
-mod running;
-mod serve;
-mod storage;
-
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::cli::{Cli, SetupVerb, Verb};
-
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = match cli.verb {
-        Verb::Serve(arguments) => serve::serve(arguments),
-        Verb::Env(arguments) => environment::print(&arguments),
-        Verb::Doctor(arguments) => doctor::print(&arguments),
-        Verb::Logs(arguments) => logs::print(&arguments),
-        Verb::Setup(SetupVerb::Firecracker(arguments)) => firecracker_setup::run(&arguments),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // With its causes, once, here.
-            eprintln!("pilotlight: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    pilotlight::command()
 }

@@ -1,49 +1,23 @@
-//! `pilotlight serve`: control, host and edge in one process.
-//!
-//! Configuration and files first, then what is left of the life before is looked at, then the doors open. At SIGTERM the
-//! doors close, what is in progress finishes, and running microVMs stay for the next server.
+//! `pilotlight serve`: a server over this machine's VMs.
 
-use std::{
-    fs::File,
-    net::SocketAddr,
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use api::{host::Layout, sensitive::Sensitive};
-use control::{
-    Control, ControlConfig,
-    auth::{AccessKey, Authenticator, Principals},
-};
-use edge::{Edge, EdgeConfig, Limits, ca};
+use api::host::Layout;
+use control::ControlConfig;
 use host::{HostConfig, LocalHost};
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
-use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 use crate::{
-    access, cli::ServeArguments, config::Config, doctor, doctor::Choice, gateway::Gateway, running::Running,
-    storage::Storage,
+    cli::ServeArguments,
+    config::Config,
+    doctor,
+    server::{self, Guests},
 };
-
-/// How long transitions of microVMs may take to finish once the server is to stop.
-const DRAIN_TIME_MAX: Duration = Duration::from_secs(60);
-
-/// How long another server's lock is waited for.
-const LOCK_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Serves until SIGTERM or SIGINT.
 pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
     let config = Config::load(&arguments)?;
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
-        .with_writer(std::io::stderr)
-        .init();
+    server::log_to_stderr();
     if !rustix::process::geteuid().is_root() {
         bail!("serving microVMs needs root, for network namespaces and mounts: run it with sudo");
     }
@@ -53,170 +27,24 @@ pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
             bail!("there is no {what} at {}: run `make setup`, or name it with a flag", path.display());
         }
     }
-    std::fs::create_dir_all(&config.data_dir)
-        .with_context(|| format!("cannot make the data directory {}", config.data_dir.display()))?;
-    let _lock = lock(&config.data_dir)?;
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-    let result = runtime.block_on(run(&config, &choice));
-    Running::retract(&config.data_dir);
-    result
-}
-
-async fn run(config: &Config, choice: &Choice) -> anyhow::Result<()> {
-    let started = Instant::now();
-    let data_dir = &config.data_dir;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-
-    let api_listener = bind(config.api_address).await.context("the API cannot be served")?;
-    let api_address = api_listener.local_addr()?;
-    let edge_listeners = bind_edge(config).await?;
-    let edge_port = edge_listeners[0].local_addr()?.port();
-
-    let key = access::local_key(data_dir)?;
-    let token_key = Arc::new(access::token_key(data_dir)?);
-    let ca = ca::load_or_create(&data_dir.join("tls"), &config.endpoint_suffix())
-        .context("the development certificate authority cannot be made")?;
-    let storage = Storage::open(data_dir)?;
-    tracing::info!(driver = choice.name, because = choice.because, "chosen");
-    let pager = std::env::current_exe().context("this program has no path")?.with_file_name("pilotlight-pager");
-
-    let host = LocalHost::start(HostConfig {
-        layout: Layout { data: data_dir.clone() },
-        kernel: std::path::absolute(config.kernel(choice.driver))?,
-        initramfs: std::path::absolute(config.initramfs())?,
-        accel: choice.accel,
-        driver: choice.driver,
-        vmm: choice.program.clone(),
-        pager,
-        builder_storage: std::path::absolute(config.assets_dir.join("storage"))?,
-        artifacts: storage.artifacts()?,
-        nameservers: config.guest_nameservers(),
-        namespaces_ready: config.namespaces_ready,
+    let guests = Guests { name: choice.name.to_owned(), because: choice.because.clone() };
+    server::run(&config, ControlConfig::default(), &guests, async |artifacts| {
+        let pager = std::env::current_exe().context("this program has no path")?.with_file_name("pilotlight-pager");
+        let host = LocalHost::start(HostConfig {
+            layout: Layout { data: config.data_dir.clone() },
+            kernel: std::path::absolute(config.kernel(choice.driver))?,
+            initramfs: std::path::absolute(config.initramfs())?,
+            accel: choice.accel,
+            driver: choice.driver,
+            vmm: choice.program.clone(),
+            pager,
+            builder_storage: std::path::absolute(config.assets_dir.join("storage"))?,
+            artifacts,
+            nameservers: config.guest_nameservers(),
+            namespaces_ready: config.namespaces_ready,
+        })
+        .await?;
+        let stop = Arc::clone(&host);
+        Ok((host, async move { stop.stop().await }))
     })
-    .await?;
-    let control = Control::open(
-        ControlConfig {
-            region: config.region.clone(),
-            account: config.account.clone(),
-            endpoint_suffix: endpoint_suffix(config, edge_port),
-            ..ControlConfig::default()
-        },
-        &data_dir.join("state.db"),
-        Arc::clone(&host) as _,
-        Arc::clone(&token_key),
-    )
-    .await
-    .context("the state cannot be opened")?;
-
-    let stop = CancellationToken::new();
-    let root = AccessKey { id: key.access_key_id.clone(), secret: Sensitive::new(key.secret_access_key.clone()) };
-    let principals = Principals::new(config.account.clone(), root);
-    let authenticator = Authenticator::new(principals, config.region.clone());
-    let gateway = Gateway {
-        lambda: control::http::router(Arc::clone(&control) as _, Arc::new(authenticator)),
-        s3: storage.service(&key)?,
-    };
-    let edge = Edge::new(
-        EdgeConfig { domain_suffix: config.endpoint_suffix(), limits: Limits::standard() },
-        ca.server_config(),
-        Arc::clone(&control) as _,
-        Arc::clone(&host) as _,
-        token_key,
-    )
-    .listen_on(edge_listeners)?;
-    let api = tokio::spawn(gateway.serve(api_listener, stop.clone()));
-    let edge = tokio::spawn(edge.serve(stop.clone()));
-
-    let running = Running {
-        pid: std::process::id(),
-        api_url: format!("http://{api_address}"),
-        edge_port,
-        ca: ca.ca_path().to_owned(),
-        region: config.region.clone(),
-    };
-    running.announce(data_dir)?;
-    println!("API        {}", running.api_url);
-    println!("endpoints  https://<uuid>.{}", endpoint_suffix(config, edge_port));
-    println!("guests     {}: {}", choice.name, choice.because);
-    println!("ready in {:.1} s; point AWS clients here with: {}", started.elapsed().as_secs_f64(), env_line(data_dir));
-
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!("stopping: letting what is in progress finish");
-    Running::retract(data_dir);
-    stop.cancel();
-    let (api, edge) = tokio::join!(api, edge);
-    api.context("the API failed")?;
-    let drained = edge.context("the edge failed")?;
-    if drained.cut > 0 {
-        tracing::warn!(connections = drained.cut, "requests were still in progress at the end of the drain");
-    }
-    control.drain(DRAIN_TIME_MAX).await;
-    host.stop().await;
-    tracing::info!("stopped; running microVMs stay for the next server");
-    Ok(())
-}
-
-fn env_line(data_dir: &Path) -> String {
-    if data_dir == Path::new("/var/lib/pilotlight") {
-        r#"eval "$(pilotlight env)""#.to_owned()
-    } else {
-        format!(r#"eval "$(pilotlight env --data-dir {})""#, data_dir.display())
-    }
-}
-
-/// What follows the first label in the `endpoint` a client is given; without the port where clients assume it.
-fn endpoint_suffix(config: &Config, edge_port: u16) -> String {
-    match edge_port {
-        443 => config.endpoint_suffix(),
-        port => format!("{}:{port}", config.endpoint_suffix()),
-    }
-}
-
-/// Two servers on one data directory would take each other's microVMs for orphans.
-fn lock(data_dir: &Path) -> anyhow::Result<File> {
-    let file = File::create(data_dir.join("lock")).context("cannot make the data directory's lock")?;
-    let begin = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            // A server that was killed while it started a VM is not quite gone.
-            Err(_) if begin.elapsed() < LOCK_TIME_MAX => std::thread::sleep(Duration::from_millis(10)),
-            Err(error) => {
-                return Err(error).with_context(|| {
-                    format!(
-                        "another server runs with the data directory {}; stop it, or use another",
-                        data_dir.display()
-                    )
-                });
-            }
-        }
-    }
-}
-
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
-}
-
-/// The same port on every address, a free one if it is 0.
-async fn bind_edge(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
-    let mut port = config.edge_port;
-    let mut listeners = Vec::new();
-    for &address in &config.edge_addresses {
-        match bind(SocketAddr::new(address, port)).await {
-            Ok(listener) => {
-                port = listener.local_addr()?.port();
-                listeners.push(listener);
-            }
-            // A machine without IPv6 has no ::1, and its names do not resolve to it either.
-            Err(error) if address.is_ipv6() && address.is_loopback() && !listeners.is_empty() => {
-                tracing::warn!(error = format!("{error:#}"), "the endpoints are not served on {address}");
-            }
-            Err(error) => return Err(error.context("the endpoints cannot be served")),
-        }
-    }
-    Ok(listeners)
 }

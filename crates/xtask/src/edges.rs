@@ -24,6 +24,7 @@ const TABLE: &[(&str, Edges)] = &[
     ("edge", Edges::Exactly(&["api"])),
     ("guest", Edges::Exactly(&["guest-protocol"])),
     ("pilotlight", Edges::Among(&["api", "builder", "control", "edge", "guest-protocol", "host", "snapshot", "vmm"])),
+    ("sim", Edges::Exactly(&["api", "builder", "control", "pilotlight"])),
     ("e2e", Edges::Among(&["api", "builder", "guest-protocol", "snapshot", "vmm"])),
     ("xtask", Edges::Among(&[])),
 ];

@@ -1,0 +1,44 @@
+//! The command, as a library: `serve` wires the roles together, the other verbs look at what it keeps. A library so that
+//! a server over another host than this machine's ([`server::run`]) is the same server.
+
+#![forbid(unsafe_code)]
+
+mod access;
+pub mod cli;
+pub mod config;
+mod doctor;
+mod environment;
+mod firecracker_setup;
+mod gateway;
+mod logs;
+mod running;
+mod serve;
+pub mod server;
+mod storage;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, SetupVerb, Verb};
+
+/// Does what the command line asks.
+#[must_use]
+pub fn command() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.verb {
+        Verb::Serve(arguments) => serve::serve(arguments),
+        Verb::Env(arguments) => environment::print(&arguments),
+        Verb::Doctor(arguments) => doctor::print(&arguments),
+        Verb::Logs(arguments) => logs::print(&arguments),
+        Verb::Setup(SetupVerb::Firecracker(arguments)) => firecracker_setup::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // With its causes, once, here.
+            eprintln!("pilotlight: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
