@@ -164,6 +164,34 @@ pub fn unknown_connector(arn: &str) -> ServiceError {
     validation(format!("Network connector not found for: {arn}"))
 }
 
+/// No such resource, when asked for its tags. Not recorded for what is neither an image nor a connector.
+#[must_use]
+pub fn unknown_taggable(arn: &str) -> ServiceError {
+    not_found(format!("Resource not found: {arn}"))
+}
+
+/// More tags than a resource may have. AWS's usual limit; the sentence is not recorded.
+#[must_use]
+pub fn too_many_tags(count: usize, max: usize) -> ServiceError {
+    ServiceError::InvalidParameterValue {
+        message: format!("The resource would have {count} tags, more than the {max} that it may have"),
+    }
+}
+
+/// Keys that are AWS's own. The rule is AWS's usual one; the sentence is not recorded.
+#[must_use]
+pub fn reserved_tag(key: &str) -> ServiceError {
+    ServiceError::InvalidParameterValue {
+        message: format!("The tag key '{key}' begins with 'aws:', which is reserved: choose another key"),
+    }
+}
+
+/// Tagging something that is being deleted. Not recorded.
+#[must_use]
+pub fn resource_being_deleted(arn: &str) -> ServiceError {
+    ServiceError::ResourceConflict { message: format!("The resource {arn} is being deleted and cannot be changed") }
+}
+
 /// A token for longer than the service allows.
 #[must_use]
 pub fn token_lifetime_too_long(minutes: u32, max: u32) -> ServiceError {

@@ -43,6 +43,18 @@ pub enum ServiceError {
         /// Of what kind.
         resource_type: Option<String>,
     },
+    /// The request breaks a rule, in the family of errors that tags and connectors have.
+    #[error("{message}")]
+    InvalidParameterValue {
+        /// Which.
+        message: String,
+    },
+    /// It cannot be done now, in that family.
+    #[error("{message}")]
+    ResourceConflict {
+        /// Why.
+        message: String,
+    },
     /// Too many requests.
     #[error("{message}")]
     Throttling {
@@ -108,6 +120,8 @@ impl ServiceError {
             Self::AccessDenied { .. } => "AccessDeniedException",
             Self::ResourceNotFound { .. } => "ResourceNotFoundException",
             Self::Conflict { .. } => "ConflictException",
+            Self::InvalidParameterValue { .. } => "InvalidParameterValueException",
+            Self::ResourceConflict { .. } => "ResourceConflictException",
             Self::Throttling { .. } => "ThrottlingException",
             Self::ServiceQuotaExceeded { .. } => "ServiceQuotaExceededException",
             Self::InsufficientCapacity { .. } => "InsufficientCapacityException",
@@ -121,11 +135,11 @@ impl ServiceError {
     #[must_use]
     pub fn status(&self) -> u16 {
         match self {
-            Self::Validation { .. } | Self::Serialization { .. } => 400,
+            Self::Validation { .. } | Self::Serialization { .. } | Self::InvalidParameterValue { .. } => 400,
             Self::ServiceQuotaExceeded { .. } => 402,
             Self::AccessDenied { .. } => 403,
             Self::ResourceNotFound { .. } | Self::UnknownOperation { .. } => 404,
-            Self::Conflict { .. } => 409,
+            Self::Conflict { .. } | Self::ResourceConflict { .. } => 409,
             Self::RequestTooLarge { .. } => 413,
             Self::Throttling { .. } => 429,
             Self::InsufficientCapacity { .. } | Self::InternalServer { .. } => 500,
@@ -144,6 +158,10 @@ impl ServiceError {
             Self::ResourceNotFound { message, resource_id, resource_type }
             | Self::Conflict { message, resource_id, resource_type } => {
                 json!({ "message": message, "resourceId": resource_id, "resourceType": resource_type })
+            }
+            // What Lambda's older operations say of every fault of the caller's.
+            Self::InvalidParameterValue { message } | Self::ResourceConflict { message } => {
+                json!({ "Type": "User", "message": message })
             }
             Self::Throttling { message, retry_after_seconds } => {
                 retry_after = *retry_after_seconds;

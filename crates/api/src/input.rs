@@ -62,13 +62,13 @@ impl Input {
     /// A part of the path.
     #[must_use]
     pub fn path(&self, name: &'static str) -> Field<'_> {
-        Field { value: self.path.get(name), path: name.to_owned() }
+        Field { value: self.path.get(name), path: told(name) }
     }
 
     /// A parameter of the query.
     #[must_use]
     pub fn query(&self, name: &'static str) -> Field<'_> {
-        Field { value: self.query.get(name), path: name.to_owned() }
+        Field { value: self.query.get(name), path: told(name) }
     }
 
     /// A member of the body.
@@ -124,7 +124,7 @@ impl<'a> Members<'a> {
 
 impl<'a> Field<'a> {
     fn of(map: &'a Map<String, Value>, parent: &str, name: &str) -> Self {
-        let path = if parent.is_empty() { name.to_owned() } else { format!("{parent}.{name}") };
+        let path = if parent.is_empty() { told(name) } else { format!("{parent}.{}", told(name)) };
         Self { value: map.get(name).filter(|value| !value.is_null()), path }
     }
 
@@ -240,6 +240,17 @@ impl<'a> Field<'a> {
         Some(read_items)
     }
 
+    /// A parameter of the query that may be given several times.
+    pub fn repeated(self, constraints: &mut Constraints, rule: &TextRule) -> Option<Vec<String>> {
+        match self.value? {
+            Value::Array(_) => self.list(constraints, 0, usize::MAX, |c, field| field.text(c, rule)),
+            one => {
+                let field = Field { value: Some(one), path: format!("{}.1.member", self.path) };
+                Some(field.text(constraints, rule).into_iter().collect())
+            }
+        }
+    }
+
     /// A map of texts to texts.
     pub fn texts(
         self,
@@ -261,6 +272,12 @@ impl<'a> Field<'a> {
         constraints.map(&self.path, texts.iter().map(|(name, text)| (name.as_str(), text.as_str())), key, value);
         Some(texts)
     }
+}
+
+/// A member's name as the service's messages write it: with a small first letter, also where the wire has a capital one.
+fn told(name: &str) -> String {
+    let mut letters = name.chars();
+    letters.next().map(|first| first.to_ascii_lowercase()).into_iter().chain(letters).collect()
 }
 
 /// A list as the service's messages show it.

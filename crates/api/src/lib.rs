@@ -19,6 +19,7 @@ pub mod microvms;
 pub mod page;
 pub mod sensitive;
 pub mod size;
+pub mod tags;
 pub mod timestamp;
 pub mod token;
 pub mod word;

@@ -8,6 +8,7 @@ use api::{
     },
     input::{FromInput, Input},
     microvms::{CreateMicrovmAuthTokenRequest, ListMicrovmsRequest, PortSpecification, RunMicrovmRequest},
+    tags::{ListTagsRequest, TagResourceRequest, UntagResourceRequest},
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -382,4 +383,57 @@ proptest! {
     fn no_bytes_make_a_reader_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = Input::new([], [], &body);
     }
+}
+
+#[test]
+fn what_cannot_have_tags_is_named() {
+    let list = |resource: &str| read::<ListTagsRequest>(&[("Resource", resource)], &[], &Value::Null);
+    assert_eq!(list(IMAGE).unwrap().resource, IMAGE);
+    for resource in [
+        "arn:aws:lambda:eu-west-1:123456789012:network-connector:nc-1",
+        "arn:aws-us-gov:lambda:us-gov-west-1:123456789012:function:f:$LATEST",
+    ] {
+        assert_eq!(list(resource).unwrap().resource, resource);
+    }
+    for resource in [MICROVM, "shop", "arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1"] {
+        let Err(ServiceError::Validation { message }) = list(resource) else { panic!("{resource} is taken") };
+        let start =
+            format!("1 validation error detected: Value '{resource}' at 'resource' failed to satisfy constraint: ");
+        assert!(
+            message.starts_with(&format!("{start}Member must satisfy regular expression pattern: arn:(aws[a-zA-Z-]*)"))
+        );
+    }
+}
+
+#[test]
+fn tags_at_their_edges() {
+    let path = [("Resource", IMAGE)];
+    let tag = |tags: Value| read::<TagResourceRequest>(&path, &[], &json!({ "Tags": tags }));
+    let longest = json!({ "k".repeat(128): "v".repeat(256), "été _.:/=+-@": "" });
+    assert_eq!(tag(longest).unwrap().tags.len(), 2);
+    for tags in [json!({ "k".repeat(129): "" }), json!({ "": "" }), json!({ "a!": "" })] {
+        let Err(ServiceError::Validation { message }) = tag(tags) else { panic!("it is taken") };
+        assert!(
+            message.contains("at 'tags' failed to satisfy constraint: Map keys must satisfy constraint: ["),
+            "{message}"
+        );
+    }
+    for tags in [json!({ "k": "v".repeat(257) }), json!({ "k": "a!" })] {
+        let Err(ServiceError::Validation { message }) = tag(tags) else { panic!("it is taken") };
+        assert!(
+            message.contains("at 'tags' failed to satisfy constraint: Map value must satisfy constraint: ["),
+            "{message}"
+        );
+    }
+    let missing = read::<TagResourceRequest>(&path, &[], &json!({}));
+    refused_once(missing, "Value null at 'tags' failed to satisfy constraint: Member must not be null");
+
+    let untag = |query: &[(&str, &str)]| read::<UntagResourceRequest>(&path, query, &Value::Null);
+    assert_eq!(untag(&[("tagKeys", "a")]).unwrap().tag_keys, ["a"]);
+    assert_eq!(untag(&[("tagKeys", "a"), ("tagKeys", "b")]).unwrap().tag_keys, ["a", "b"]);
+    refused_once(untag(&[]), "Value null at 'tagKeys' failed to satisfy constraint: Member must not be null");
+    let empty = "Value '' at 'tagKeys.1.member' failed to satisfy constraint: Member must have length greater than or \
+                 equal to 1";
+    refused_once(untag(&[("tagKeys", "")]), empty);
+    refused_once(untag(&[("tagKeys", ""), ("tagKeys", "b")]), empty);
 }

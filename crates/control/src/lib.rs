@@ -21,6 +21,7 @@ mod pages;
 mod recovery;
 mod shared;
 mod store;
+mod tags;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

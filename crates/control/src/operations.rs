@@ -21,6 +21,10 @@ use api::{
         RunMicrovmResponse, SuspendMicrovmRequest, SuspendMicrovmResponse, TerminateMicrovmRequest,
         TerminateMicrovmResponse,
     },
+    tags::{
+        ListTagsRequest, ListTagsResponse, TagResourceRequest, TagResourceResponse, UntagResourceRequest,
+        UntagResourceResponse,
+    },
 };
 
 use crate::{
@@ -30,6 +34,7 @@ use crate::{
     iam::Resources,
     images::{managed, operations as images, versions},
     microvms::{admission::Request, operations as microvms},
+    tags,
 };
 
 impl Control {
@@ -131,5 +136,14 @@ operations! {
     }
     create_microvm_auth_token(shared, request: CreateMicrovmAuthTokenRequest) -> CreateMicrovmAuthTokenResponse {
         microvms::create_token(shared, &request)
+    }
+    list_tags(shared, request: ListTagsRequest) -> ListTagsResponse {
+        tags::list(shared, request).await
+    }
+    tag_resource(shared, request: TagResourceRequest) -> TagResourceResponse {
+        tags::add(shared, request).await
+    }
+    untag_resource(shared, request: UntagResourceRequest) -> UntagResourceResponse {
+        tags::take(shared, request).await
     }
 }

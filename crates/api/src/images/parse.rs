@@ -3,11 +3,12 @@
 use crate::{
     arn::ImageArn,
     catalogue,
-    constraint::{Constraints, IMAGE_NAME, NON_BLANK, ROLE_ARN, TAG_TEXT, TextRule},
+    constraint::{Constraints, IMAGE_NAME, NON_BLANK, ROLE_ARN, TextRule},
     error::ServiceError,
     input::{Field, FromInput, Input, Members},
     logging::Logging,
     sensitive::Sensitive,
+    tags::{TAG_KEY, TAG_VALUE},
 };
 
 use super::{
@@ -26,8 +27,6 @@ const CONNECTOR: TextRule = TextRule::length(1, 2048);
 const CLIENT_TOKEN: TextRule = TextRule::length(1, 128);
 const ENVIRONMENT_KEY: TextRule = TextRule::length(1, 256).matching(&NON_BLANK);
 const ENVIRONMENT_VALUE: TextRule = TextRule::length(0, 4096).hidden();
-const TAG_KEY: TextRule = TextRule::length(1, 128).matching(&TAG_TEXT);
-const TAG_VALUE: TextRule = TextRule::length(0, 256).matching(&TAG_TEXT);
 
 /// Most environment variables an image can have.
 const ENVIRONMENT_MAX: usize = 100;

@@ -2,7 +2,7 @@
 
 use api::error::{ServiceError, WireError};
 use axum::{body::Body, response::Response};
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -11,10 +11,15 @@ use crate::auth::AuthError;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 
-/// The answer of a success.
+/// The answer of a success. The statuses of two operations, 204, are statuses without a body.
 pub fn success(status: u16, body: Vec<u8>, request_id: Uuid) -> Response {
-    let response = Response::builder().status(status).header(header::CONTENT_TYPE, "application/json");
-    sent(response.body(Body::from(body)).expect("a status of ours and a constant header"), request_id)
+    let response = Response::builder().status(status);
+    let response = if status == StatusCode::NO_CONTENT.as_u16() {
+        response.body(Body::empty())
+    } else {
+        response.header(header::CONTENT_TYPE, "application/json").body(Body::from(body))
+    };
+    sent(response.expect("a status of ours and a constant header"), request_id)
 }
 
 /// The answer of an error.

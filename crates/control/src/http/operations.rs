@@ -19,6 +19,10 @@ use api::{
         RunMicrovmResponse, SuspendMicrovmRequest, SuspendMicrovmResponse, TerminateMicrovmRequest,
         TerminateMicrovmResponse,
     },
+    tags::{
+        ListTagsRequest, ListTagsResponse, TagResourceRequest, TagResourceResponse, UntagResourceRequest,
+        UntagResourceResponse,
+    },
 };
 
 use crate::{auth::Caller, iam::Resources};
@@ -78,4 +82,10 @@ operations! {
     terminate_microvm: TerminateMicrovmRequest => TerminateMicrovmResponse;
     /// Makes a token for a microVM's endpoint.
     create_microvm_auth_token: CreateMicrovmAuthTokenRequest => CreateMicrovmAuthTokenResponse;
+    /// Lists the tags of a resource.
+    list_tags: ListTagsRequest => ListTagsResponse;
+    /// Adds tags to a resource.
+    tag_resource: TagResourceRequest => TagResourceResponse;
+    /// Takes tags from a resource.
+    untag_resource: UntagResourceRequest => UntagResourceResponse;
 }

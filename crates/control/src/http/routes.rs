@@ -15,7 +15,7 @@ use crate::{
     auth::Caller,
     iam::{
         authorize,
-        needs::{Needs, Otherwise, anything, image, image_of, new_image},
+        needs::{Needs, Otherwise, anything, image, image_of, named, new_image},
     },
 };
 
@@ -115,7 +115,8 @@ routes! {
         on |_| anything();
     "ListMicrovms" GET "/2025-09-09/microvms" => 200 list_microvms
         on |_| anything();
-    "ListTags" GET "/2017-03-31/tags/{Resource}";
+    "ListTags" GET "/2017-03-31/tags/{Resource}" => 200 list_tags
+        on |it| named(&it.resource);
     "ResumeMicrovm" POST "/2025-09-09/microvms/{microvmIdentifier}/resume" => 200 resume_microvm
         on |it| image_of(&it.microvm_identifier);
     "RunMicrovm" POST "/2025-09-09/microvms" => 200 run_microvm
@@ -128,10 +129,12 @@ routes! {
             );
     "SuspendMicrovm" POST "/2025-09-09/microvms/{microvmIdentifier}/suspend" => 200 suspend_microvm
         on |it| image_of(&it.microvm_identifier);
-    "TagResource" POST "/2017-03-31/tags/{Resource}";
+    "TagResource" POST "/2017-03-31/tags/{Resource}" => 204 tag_resource
+        on |it| named(&it.resource);
     "TerminateMicrovm" DELETE "/2025-09-09/microvms/{microvmIdentifier}" => 200 terminate_microvm
         on |it| image_of(&it.microvm_identifier);
-    "UntagResource" DELETE "/2017-03-31/tags/{Resource}";
+    "UntagResource" DELETE "/2017-03-31/tags/{Resource}" => 204 untag_resource
+        on |it| named(&it.resource);
     "UpdateMicrovmImage" PUT "/2025-09-09/microvm-images/{imageIdentifier}" => 200 update_microvm_image
         on |it| image(&it.image)
             .passing_role(Some(&it.version.build_role_arn))

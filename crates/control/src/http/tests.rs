@@ -29,6 +29,10 @@ use api::{
     },
     page::Page,
     sensitive::Sensitive,
+    tags::{
+        ListTagsRequest, ListTagsResponse, TagResourceRequest, TagResourceResponse, UntagResourceRequest,
+        UntagResourceResponse,
+    },
     timestamp::Timestamp,
 };
 use axum::body::{Body, to_bytes};
@@ -314,6 +318,26 @@ impl Operations for Table {
         request.plan()?;
         Ok(CreateMicrovmAuthTokenResponse::new(caller.access_key_id.clone()))
     }
+
+    async fn list_tags(&self, _: &Caller, request: ListTagsRequest) -> Result<ListTagsResponse, ServiceError> {
+        Ok(ListTagsResponse { tags: [("of".to_owned(), request.resource)].into() })
+    }
+
+    async fn tag_resource(&self, _: &Caller, request: TagResourceRequest) -> Result<TagResourceResponse, ServiceError> {
+        api::tags::check(&request.tags)?;
+        Ok(TagResourceResponse {})
+    }
+
+    async fn untag_resource(
+        &self,
+        _: &Caller,
+        request: UntagResourceRequest,
+    ) -> Result<UntagResourceResponse, ServiceError> {
+        match request.tag_keys.as_slice() {
+            [_, _] => Ok(UntagResourceResponse {}),
+            _ => Err(catalogue::resource_being_deleted(&request.resource)),
+        }
+    }
 }
 
 /// What a client holds.
@@ -358,11 +382,15 @@ async fn sent(request: Request<Body>) -> (Response<()>, Value) {
     let auth = Authenticator::new(Principals::new(ACCOUNT.into(), key), REGION.into());
     let response = router(Arc::new(Table), Arc::new(auth)).oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
-    assert_eq!(parts.headers["content-type"], "application/json");
+    let typed = parts.headers.get("content-type").map(http::HeaderValue::as_bytes);
+    assert_eq!(typed, (parts.status != 204).then_some(&b"application/json"[..]));
     assert_eq!(parts.headers["x-amzn-requestid"].len(), 36);
     assert_eq!(parts.headers.contains_key("x-amzn-errortype"), !parts.status.is_success());
     let body = to_bytes(body, 1 << 20).await.unwrap();
-    (Response::from_parts(parts, ()), serde_json::from_slice(&body).unwrap())
+    // An answer without a single byte is told from one that says null by its status.
+    assert_eq!(body.is_empty(), parts.status == 204);
+    let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
+    (Response::from_parts(parts, ()), body)
 }
 
 async fn called(method: &str, target: &str, body: Value) -> (u16, String, Value) {
@@ -402,13 +430,17 @@ async fn every_operation_answers_with_its_own_status_and_members() {
         ("POST", format!("{machine}/resume"), json!({})),
         ("DELETE", machine.clone(), Value::Null),
         ("POST", format!("{machine}/auth-token"), token),
+        ("GET", format!("/2017-03-31/tags/{IMAGE}"), Value::Null),
+        ("POST", format!("/2017-03-31/tags/{IMAGE}"), json!({ "Tags": { "team": "x" } })),
+        ("DELETE", format!("/2017-03-31/tags/{IMAGE}?tagKeys=a&tagKeys=b%20c"), Value::Null),
     ] {
         let (status, kind, mut body) = called(method, &target, body).await;
         assert_eq!(kind, "", "{method} {target}: {body}");
         if let Some(endpoint) = body.get_mut("endpoint") {
             *endpoint = "(random)".into();
         }
-        transcript.push_str(&format!("{method} {target} {status}\n{body:#}\n\n"));
+        let body = if status == 204 { "(not a byte)".to_owned() } else { format!("{body:#}") };
+        transcript.push_str(&format!("{method} {target} {status}\n{body}\n\n"));
     }
     insta::assert_snapshot!(transcript);
 }
@@ -436,6 +468,16 @@ async fn errors_carry_their_type_in_a_header() {
     let body = run("busy").to_string();
     let (response, _) = sent(Client::new().signed("POST", "/2025-09-09/microvms", &body)).await;
     assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (429, &"2".parse().unwrap()));
+}
+
+#[tokio::test]
+async fn errors_of_the_older_family_say_whose_fault_it_is() {
+    let target = format!("/2017-03-31/tags/{IMAGE}");
+    let (status, kind, body) = called("POST", &target, json!({ "Tags": { "aws:x": "" } })).await;
+    assert_eq!((status, kind.as_str()), (400, "InvalidParameterValueException"));
+    assert_eq!((&body["Type"], body["message"].is_string()), (&json!("User"), true));
+    let (status, kind, body) = called("DELETE", &format!("{target}?tagKeys=a"), Value::Null).await;
+    assert_eq!((status, kind.as_str(), &body["Type"]), (409, "ResourceConflictException", &json!("User")));
 }
 
 #[tokio::test]

@@ -68,6 +68,11 @@ pub(crate) fn image(arn: &ImageArn) -> Needs {
     Target::Named(arn.to_string()).into()
 }
 
+/// Leave on something whose ARN the request states.
+pub(crate) fn named(arn: &str) -> Needs {
+    Target::Named(arn.to_owned()).into()
+}
+
 /// Leave on an image that is to be made.
 pub(crate) fn new_image(name: &str) -> Needs {
     Target::OwnImage { name: name.to_owned() }.into()

@@ -14,12 +14,13 @@ use api::{
         UpdateMicrovmImageResponse, VersionState,
     },
     page,
+    tags::{self, Tags},
     timestamp::Timestamp,
 };
 
 use super::{
     build, delete,
-    record::{BuildPlan, Definition, Image, Tags, Version},
+    record::{BuildPlan, Definition, Image, Version},
     state::{Event, next},
 };
 use crate::{
@@ -38,6 +39,7 @@ pub(crate) async fn create(
     let token = request.client_token.take().map(|token| ClientToken::new("CreateMicrovmImage", token, &request));
     let definition = definition(plan);
     let tags = request.tags.unwrap_or_default();
+    tags::check(&tags)?;
     let own = shared.clone();
     shared
         .carry_through(async move {

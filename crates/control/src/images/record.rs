@@ -1,19 +1,15 @@
 //! What is kept of an image, its versions and its builds.
 
-use std::collections::BTreeMap;
-
 use api::{
     host::ImageRef,
     ids::{BuildId, ImageId, ImageVersion},
     images::{Architecture, BuildState, ImageState, VersionConfiguration, VersionState, VersionStatus},
+    tags::Tags,
 };
 use serde::{Deserialize, Serialize};
 
 /// Generation of the chipset that builds are for. The service numbers those of its own processors; ours are all one.
 pub(crate) const CHIPSET_GENERATION: &str = "1";
-
-/// Tags of an image.
-pub(crate) type Tags = BTreeMap<String, String>;
 
 /// An image.
 #[derive(Debug, Clone, PartialEq, Eq)]

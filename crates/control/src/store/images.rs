@@ -4,13 +4,14 @@ use api::{
     host::ImageRef,
     ids::{BuildId, ImageId, ImageVersion},
     images::{BuildState, ImageState, VersionState, VersionStatus},
+    tags::Tags,
     word::Word,
 };
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{StoreError, failed, json, next_sequence, number, parse, parse_json};
 use crate::images::{
-    record::{Build, Definition, Image, Outcome, Tags, Version},
+    record::{Build, Definition, Image, Outcome, Version},
     state::version_state,
 };
 
@@ -241,6 +242,17 @@ pub(crate) async fn set_state(
         .execute(connection)
         .await
         .map_err(failed("update an image"))?;
+    Ok(())
+}
+
+/// Writes an image's tags. They are not part of what it is made from, so it counts as no change of it.
+pub(crate) async fn set_tags(connection: &mut SqliteConnection, id: &ImageId, tags: &Tags) -> Result<(), StoreError> {
+    sqlx::query("UPDATE images SET tags_json = ? WHERE id = ?")
+        .bind(json(tags))
+        .bind(id.to_string())
+        .execute(connection)
+        .await
+        .map_err(failed("update an image's tags"))?;
     Ok(())
 }
 

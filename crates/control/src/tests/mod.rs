@@ -5,4 +5,5 @@ mod images;
 mod lifecycle;
 mod races;
 mod restart;
+mod tags;
 mod versions;

@@ -25,7 +25,7 @@ pub const TESTS: &[Test] = &[
     ("api::a_repeated_client_token_launches_once", client_token),
 ];
 
-fn refused(stage: &Stage, operation: &str, parameters: Value, code: &str, message: &str) -> anyhow::Result<()> {
+pub fn refused(stage: &Stage, operation: &str, parameters: Value, code: &str, message: &str) -> anyhow::Result<()> {
     let refusal = stage.aws.refusal(operation, parameters.clone())?;
     ensure!(
         refusal.code == code && refusal.message == message,

@@ -11,6 +11,7 @@ mod images;
 mod isolation;
 mod life;
 mod survival;
+mod tags;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -37,6 +38,7 @@ pub fn trials() -> Vec<Trial> {
         hostile::TESTS,
         edge::TESTS,
         api::TESTS,
+        tags::TESTS,
         faults::TESTS,
         survival::TESTS,
     ]
