@@ -210,6 +210,21 @@ pub fn too_many_port_ranges(count: usize, max: usize) -> ServiceError {
     validation(format!("The allowedPorts make {count} separate ranges of ports, more than the {max} a token can hold"))
 }
 
+/// A token for a shell that the microVM does not let in.
+#[must_use]
+pub fn shell_needs_connector() -> ServiceError {
+    validation("Shell access requires SHELL_INGRESS network connector to be configured on the MicroVM.")
+}
+
+/// A token for a shell of a microVM whose connectors contradict each other.
+#[must_use]
+pub fn shell_with_all_ingress() -> ServiceError {
+    validation(
+        "ALL_INGRESS cannot be combined with other ingress network connectors; use HTTP_INGRESS and/or SHELL_INGRESS \
+         instead",
+    )
+}
+
 /// Suspend or resume of a microVM that has ended.
 #[must_use]
 pub fn microvm_terminated(id: impl Display) -> ServiceError {
@@ -280,6 +295,12 @@ pub fn memory_quota_exceeded() -> ServiceError {
     }
 }
 
+/// Too many calls of one operation. The type is modelled; the sentence is AWS's usual one.
+#[must_use]
+pub fn rate_exceeded(retry_after_seconds: u32) -> ServiceError {
+    ServiceError::Throttling { message: "Rate exceeded".into(), retry_after_seconds: Some(retry_after_seconds) }
+}
+
 /// Too many images. Not recorded.
 #[must_use]
 pub fn image_quota_exceeded() -> ServiceError {
@@ -306,11 +327,11 @@ pub fn build_quota_exceeded() -> ServiceError {
     }
 }
 
-/// No host has room. Not recorded.
+/// No host has room, for this reason. Not recorded.
 #[must_use]
-pub fn insufficient_capacity() -> ServiceError {
+pub fn insufficient_capacity(reason: impl Display) -> ServiceError {
     ServiceError::InsufficientCapacity {
-        message: "There is not enough capacity to run the MicroVM now. Try again later.".into(),
+        message: format!("There is not enough capacity to run the MicroVM now: {reason}. Try again later."),
     }
 }
 

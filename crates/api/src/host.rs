@@ -156,6 +156,10 @@ pub trait Host: Send + Sync + 'static {
     /// Removes everything of a version; absent is fine.
     async fn remove_image(&self, image: &ImageRef) -> Result<(), HostError>;
 
+    /// Is there room for one more of this size, beside so many that are being launched? Asked before a launch is
+    /// promised; `run` and `resume` look again.
+    async fn room_for(&self, size: Size, launching: u32) -> Result<(), HostError>;
+
     /// Launches a microVM from its version's snapshot; returns when its `/run` hook has succeeded.
     async fn run(&self, spec: &MicrovmSpec) -> Result<VmId, HostError>;
 

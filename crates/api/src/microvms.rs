@@ -226,6 +226,18 @@ pub struct CreateMicrovmAuthTokenRequest {
     pub allowed_ports: Vec<PortSpecification>,
 }
 
+/// `CreateMicrovmShellAuthToken`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateMicrovmShellAuthTokenRequest {
+    /// The microVM, as written by the caller.
+    pub microvm_identifier: String,
+    /// How long the token is good.
+    pub expiration_in_minutes: u32,
+}
+
+/// What `CreateMicrovmShellAuthToken` answers.
+pub type CreateMicrovmShellAuthTokenResponse = CreateMicrovmAuthTokenResponse;
+
 /// Header a token is sent in, and its key in the answer.
 pub const AUTH_TOKEN_HEADER: &str = "X-aws-proxy-auth";
 

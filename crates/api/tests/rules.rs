@@ -253,7 +253,7 @@ fn errors_travel_as_recorded() {
     let throttled = ServiceError::Throttling { message: "slow".into(), retry_after_seconds: Some(3) }.to_wire();
     assert_eq!((throttled.status, throttled.retry_after_seconds), (429, Some(3)));
     assert_eq!(catalogue::client_token_reused().status(), 409);
-    assert_eq!(catalogue::insufficient_capacity().status(), 500);
+    assert_eq!(catalogue::insufficient_capacity("it is full").status(), 500);
 }
 
 #[test]

@@ -2,6 +2,33 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+/// How much of everything there can be. What would be more is refused with `ServiceQuotaExceededException`. Memory and
+/// disk that the machine does not have are another matter: those are `InsufficientCapacityException`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Quotas {
+    /// Images, those being deleted included.
+    pub images: u32,
+    /// Versions of one image, those being removed included.
+    pub versions_per_image: u32,
+    /// Builds that have not ended, waiting ones included.
+    pub builds: u32,
+    /// MicroVMs that have not ended, suspended ones included.
+    pub microvms: u32,
+    /// MiB of memory, by their baselines, of all microVMs that have not ended, suspended ones included.
+    pub memory_mib: u64,
+}
+
+impl Default for Quotas {
+    /// The service's defaults: of memory those of its small regions, of builds those of its large ones. It has none for
+    /// the number of microVMs; ours bounds what the daemon keeps of each.
+    fn default() -> Self {
+        Self { images: 100, versions_per_image: 50, builds: 10, microvms: 10_000, memory_mib: 400 * 1024 }
+    }
+}
+
 /// Control's settings. Times and limits that are not here are not meant to be changed.
 #[derive(Debug, Clone)]
 pub struct ControlConfig {
@@ -13,14 +40,8 @@ pub struct ControlConfig {
     pub endpoint_suffix: String,
     /// Builds that go on at once; more wait as PENDING.
     pub builds_concurrent_max: usize,
-    /// Images there can be, those being deleted included; the service's quota.
-    pub images_max: u32,
-    /// Versions one image can have, those being removed included; the service's quota.
-    pub versions_per_image_max: u32,
-    /// Builds that have not ended there can be, waiting ones included; the service's quota in its large regions.
-    pub builds_max: u32,
-    /// MicroVMs that have not ended there can be, suspended ones included.
-    pub microvms_max: u32,
+    /// How much there can be.
+    pub quotas: Quotas,
     /// Requests that wait for one microVM to run; more are refused at once.
     pub waiters_per_microvm_max: usize,
     /// How long such a request waits.
@@ -37,10 +58,7 @@ impl Default for ControlConfig {
             account: "000000000000".into(),
             endpoint_suffix: "lambda-microvm.us-east-1.localhost:4443".into(),
             builds_concurrent_max: 1,
-            images_max: 100,
-            versions_per_image_max: 50,
-            builds_max: 10,
-            microvms_max: 1000,
+            quotas: Quotas::default(),
             waiters_per_microvm_max: 512,
             // A suspend in progress and then a resume, each with a hook that takes its full minute, and their own work;
             // the edge waits as long.

@@ -37,7 +37,10 @@ use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
-pub use self::{config::ControlConfig, store::StoreError};
+pub use self::{
+    config::{ControlConfig, Quotas},
+    store::StoreError,
+};
 use self::{microvms::registry::Registry, recovery::RecoverError, shared::Shared, store::Store};
 
 /// How long tasks that were told to end where they are get for it.

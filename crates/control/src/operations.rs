@@ -16,10 +16,10 @@ use api::{
         UpdateMicrovmImageVersionResponse,
     },
     microvms::{
-        CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, GetMicrovmRequest, GetMicrovmResponse,
-        ListMicrovmsRequest, ListMicrovmsResponse, ResumeMicrovmRequest, ResumeMicrovmResponse, RunMicrovmRequest,
-        RunMicrovmResponse, SuspendMicrovmRequest, SuspendMicrovmResponse, TerminateMicrovmRequest,
-        TerminateMicrovmResponse,
+        CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, CreateMicrovmShellAuthTokenRequest,
+        CreateMicrovmShellAuthTokenResponse, GetMicrovmRequest, GetMicrovmResponse, ListMicrovmsRequest,
+        ListMicrovmsResponse, ResumeMicrovmRequest, ResumeMicrovmResponse, RunMicrovmRequest, RunMicrovmResponse,
+        SuspendMicrovmRequest, SuspendMicrovmResponse, TerminateMicrovmRequest, TerminateMicrovmResponse,
     },
     tags::{
         ListTagsRequest, ListTagsResponse, TagResourceRequest, TagResourceResponse, UntagResourceRequest,
@@ -145,5 +145,8 @@ operations! {
     }
     untag_resource(shared, request: UntagResourceRequest) -> UntagResourceResponse {
         tags::take(shared, request).await
+    }
+    create_microvm_shell_auth_token(shared, request: CreateMicrovmShellAuthTokenRequest) -> CreateMicrovmShellAuthTokenResponse {
+        microvms::create_shell_token(shared, &request)
     }
 }

@@ -69,6 +69,7 @@ pub(crate) fn record() -> Record {
 pub(crate) enum Call {
     Build,
     RemoveImage,
+    Room,
     Run,
     Suspend,
     Resume,
@@ -196,7 +197,7 @@ impl TestHost {
                 Call::Run => state == Found::Nothing,
                 Call::Suspend => matches!(state, Found::Running(_)),
                 Call::Resume => state == Found::Suspended,
-                Call::Terminate | Call::Build | Call::RemoveImage => true,
+                Call::Terminate | Call::Build | Call::RemoveImage | Call::Room => true,
             };
             // A VM may end before control can know.
             if !sensible && state != Found::Nothing {
@@ -215,7 +216,7 @@ impl TestHost {
         match call {
             Call::Run | Call::Resume => world.vms.insert(id, Found::Running(VmId::random())),
             Call::Suspend => world.vms.insert(id, Found::Suspended),
-            Call::Terminate | Call::Build | Call::RemoveImage => world.vms.remove(&id),
+            Call::Terminate | Call::Build | Call::RemoveImage | Call::Room => world.vms.remove(&id),
         };
         Ok(())
     }
@@ -250,6 +251,11 @@ impl Host for TestHost {
         }
         world.images.remove(image);
         Ok(())
+    }
+
+    async fn room_for(&self, _: Size, _: u32) -> Result<(), HostError> {
+        let mut world = self.world();
+        world.failures.get_mut(&Call::Room).and_then(VecDeque::pop_front).map_or(Ok(()), Err)
     }
 
     async fn run(&self, spec: &MicrovmSpec) -> Result<VmId, HostError> {

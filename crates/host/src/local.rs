@@ -11,6 +11,7 @@ use api::{
         BuildFailure, BuildReport, BuildSpec, Found, Host, HostError, HostEvent, ImageRef, MicrovmSpec, SuspendReport,
     },
     ids::{MicrovmId, VmId},
+    size::Size,
 };
 use builder::Builder;
 use guest_protocol::Purpose;
@@ -19,6 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     agent::{self, AgentError},
+    capacity,
     config::HostConfig,
     files::{self, MicrovmFiles, VersionFiles},
     launch,
@@ -198,6 +200,10 @@ impl Host for LocalHost {
 
     async fn remove_image(&self, image: &ImageRef) -> Result<(), HostError> {
         self.remove_image_files(image).await
+    }
+
+    async fn room_for(&self, size: Size, launching: u32) -> Result<(), HostError> {
+        capacity::check_room(&self.config.layout.data, size, launching)
     }
 
     async fn run(&self, spec: &MicrovmSpec) -> Result<VmId, HostError> {

@@ -1,11 +1,13 @@
 //! What the server is told: a TOML file, then flags over it. Unknown keys are refused.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
+use control::{Quotas, http::Throttles};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{AssetArguments, DataArguments, ServeArguments};
@@ -70,6 +72,10 @@ pub struct Config {
     pub nameservers: Vec<IpAddr>,
     /// Network namespaces kept ready for launches; each costs a few hundred KiB of kernel memory.
     pub namespaces_ready: usize,
+    /// How much of everything there can be.
+    pub quotas: Quotas,
+    /// Calls per second of operations, by their names; no limit for those left out.
+    pub throttles: BTreeMap<String, u32>,
 }
 
 impl Default for Config {
@@ -91,6 +97,8 @@ impl Default for Config {
             qemu: None,
             nameservers: Vec::new(),
             namespaces_ready: 4,
+            quotas: Quotas::default(),
+            throttles: BTreeMap::new(),
         }
     }
 }
@@ -161,7 +169,13 @@ impl Config {
         if self.edge_addresses.is_empty() {
             bail!("edge_addresses is empty; the endpoints need at least one address to be served on");
         }
+        self.throttles()?;
         Ok(())
+    }
+
+    /// The buckets that calls are taken from.
+    pub fn throttles(&self) -> anyhow::Result<Throttles> {
+        Throttles::new(self.throttles.iter().map(|(name, rate)| (name.as_str(), *rate))).context("throttles")
     }
 
     /// The guest kernel, in the form a driver boots.
@@ -238,7 +252,9 @@ mod tests {
         })
         .expect("a configuration is a table");
         for key in all.keys() {
-            let told = example.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
+            let told = example.lines().any(|line| {
+                line.trim_start_matches("# ").starts_with(&format!("{key} = ")) || line == format!("[{key}]")
+            });
             assert!(told, "config.example.toml does not tell of {key}");
         }
     }
@@ -252,10 +268,13 @@ mod tests {
             (Config { region: "here".into(), ..Config::default() }, "region"),
             (Config { domain: "Not A Domain".into(), ..Config::default() }, "domain"),
             (Config { edge_addresses: vec![], ..Config::default() }, "edge_addresses"),
+            (Config { throttles: [("RunMicrovms".to_owned(), 5)].into(), ..Config::default() }, "RunMicrovms"),
         ] {
-            let error = config.check().expect_err(word);
-            assert!(error.to_string().contains(word), "{error}");
+            let error = format!("{:#}", config.check().expect_err(word));
+            assert!(error.contains(word), "{error}");
         }
+        let error = toml::from_str::<Config>("[quotas]\nimage = 1").expect_err("a misspelt quota");
+        assert!(error.to_string().contains("image"), "{error}");
         Config::default().check().expect("the defaults are fine");
     }
 

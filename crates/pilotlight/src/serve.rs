@@ -28,7 +28,8 @@ pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
         }
     }
     let guests = Guests { name: choice.name.to_owned(), because: choice.because.clone() };
-    server::run(&config, ControlConfig::default(), &guests, async |artifacts| {
+    let limits = ControlConfig { quotas: config.quotas.clone(), ..ControlConfig::default() };
+    server::run(&config, limits, &guests, async |artifacts| {
         let pager = std::env::current_exe().context("this program has no path")?.with_file_name("pilotlight-pager");
         let host = LocalHost::start(HostConfig {
             layout: Layout { data: config.data_dir.clone() },

@@ -120,7 +120,7 @@ where
     let principals = Principals::new(config.account.clone(), root);
     let authenticator = Authenticator::new(principals, config.region.clone());
     let gateway = Gateway {
-        lambda: control::http::router(Arc::clone(&control) as _, Arc::new(authenticator)),
+        lambda: control::http::router(Arc::clone(&control) as _, Arc::new(authenticator), config.throttles()?),
         s3: storage.service(&key)?,
     };
     let edge = Edge::new(

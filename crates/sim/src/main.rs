@@ -6,7 +6,7 @@ use std::{process::ExitCode, time::Duration};
 
 use api::host::Layout;
 use clap::{Args, Parser, Subcommand};
-use control::ControlConfig;
+use control::{ControlConfig, Quotas};
 use pilotlight::{
     cli::ServeArguments,
     config::Config,
@@ -38,7 +38,7 @@ struct Arguments {
     #[arg(long, default_value_t = 5)]
     verb_ms: u64,
     /// MicroVMs there can be that have not ended.
-    #[arg(long, default_value_t = ControlConfig::default().microvms_max)]
+    #[arg(long, default_value_t = Quotas::default().microvms)]
     microvms_max: u32,
 }
 
@@ -60,9 +60,13 @@ fn serve(arguments: &Arguments) -> anyhow::Result<()> {
         Delays { build: Duration::from_millis(arguments.build_ms), verb: Duration::from_millis(arguments.verb_ms) };
     // Tests make more than a machine would hold, several at once.
     let limits = ControlConfig {
-        microvms_max: arguments.microvms_max,
-        images_max: 10_000,
-        builds_max: 100,
+        quotas: Quotas {
+            images: 10_000,
+            builds: 100,
+            microvms: arguments.microvms_max,
+            memory_mib: u64::from(u32::MAX),
+            ..Quotas::default()
+        },
         builds_concurrent_max: 4,
         ..ControlConfig::default()
     };

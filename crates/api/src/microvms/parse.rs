@@ -10,9 +10,9 @@ use crate::{
 };
 
 use super::{
-    CreateMicrovmAuthTokenRequest, GetMicrovmRequest, IdlePolicy, ListMicrovmsRequest, MAXIMUM_DURATION_SECONDS,
-    PortRange, PortSpecification, ResumeMicrovmRequest, RunMicrovmRequest, SuspendMicrovmRequest,
-    TerminateMicrovmRequest, Unit,
+    CreateMicrovmAuthTokenRequest, CreateMicrovmShellAuthTokenRequest, GetMicrovmRequest, IdlePolicy,
+    ListMicrovmsRequest, MAXIMUM_DURATION_SECONDS, PortRange, PortSpecification, ResumeMicrovmRequest,
+    RunMicrovmRequest, SuspendMicrovmRequest, TerminateMicrovmRequest, Unit,
 };
 
 const IMAGE_IDENTIFIER: TextRule = TextRule::length(1, 256);
@@ -118,17 +118,32 @@ fn port_specification(field: Field<'_>, c: &mut Constraints) -> Option<PortSpeci
     }
 }
 
+fn expiration(input: &Input, c: &mut Constraints) -> u32 {
+    let minutes = input.body("expirationInMinutes").required(c).number(c, 1, i32::MAX);
+    minutes.unwrap_or_default().cast_unsigned()
+}
+
+impl FromInput for CreateMicrovmShellAuthTokenRequest {
+    fn from_input(input: &Input) -> Result<Self, ServiceError> {
+        let mut constraints = Constraints::new();
+        let microvm_identifier = microvm_identifier(input, &mut constraints);
+        let expiration_in_minutes = expiration(input, &mut constraints);
+        constraints.finish()?;
+        Ok(Self { microvm_identifier, expiration_in_minutes })
+    }
+}
+
 impl FromInput for CreateMicrovmAuthTokenRequest {
     fn from_input(input: &Input) -> Result<Self, ServiceError> {
         let c = &mut Constraints::new();
         let microvm_identifier = microvm_identifier(input, c);
-        let expiration = input.body("expirationInMinutes").required(c).number(c, 1, i32::MAX).unwrap_or_default();
+        let expiration_in_minutes = expiration(input, c);
         let allowed_ports = input
             .body("allowedPorts")
             .required(c)
             .list(c, 1, usize::MAX, |c, field| port_specification(field, c))
             .unwrap_or_default();
         std::mem::take(c).finish()?;
-        Ok(Self { microvm_identifier, expiration_in_minutes: expiration.cast_unsigned(), allowed_ports })
+        Ok(Self { microvm_identifier, expiration_in_minutes, allowed_ports })
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     token::{EXPIRATION_MINUTES_MAX, Ports},
 };
 
-use super::{CreateMicrovmAuthTokenRequest, PortSpecification, RunMicrovmRequest};
+use super::{CreateMicrovmAuthTokenRequest, CreateMicrovmShellAuthTokenRequest, PortSpecification, RunMicrovmRequest};
 
 /// Longest life of a microVM, and of one that does not say: eight hours, suspension included.
 pub const MAXIMUM_DURATION_SECONDS: u32 = 28_800;
@@ -60,12 +60,24 @@ pub struct TokenPlan {
     pub ports: Ports,
 }
 
+fn lifetime(minutes: u32) -> Result<Duration, ServiceError> {
+    if minutes > EXPIRATION_MINUTES_MAX {
+        return Err(catalogue::token_lifetime_too_long(minutes, EXPIRATION_MINUTES_MAX));
+    }
+    Ok(Duration::from_secs(u64::from(minutes) * 60))
+}
+
+impl CreateMicrovmShellAuthTokenRequest {
+    /// How long the token is good, by the service's rules.
+    pub fn lifetime(&self) -> Result<Duration, ServiceError> {
+        lifetime(self.expiration_in_minutes)
+    }
+}
+
 impl CreateMicrovmAuthTokenRequest {
     /// Applies the service's rules.
     pub fn plan(&self) -> Result<TokenPlan, ServiceError> {
-        if self.expiration_in_minutes > EXPIRATION_MINUTES_MAX {
-            return Err(catalogue::token_lifetime_too_long(self.expiration_in_minutes, EXPIRATION_MINUTES_MAX));
-        }
+        let lifetime = lifetime(self.expiration_in_minutes)?;
         let mut ranges = Vec::new();
         for allowed in &self.allowed_ports {
             match allowed {
@@ -81,10 +93,7 @@ impl CreateMicrovmAuthTokenRequest {
         if ranges.len() > PORT_RANGES_MAX {
             return Err(catalogue::too_many_port_ranges(ranges.len(), PORT_RANGES_MAX));
         }
-        Ok(TokenPlan {
-            lifetime: Duration::from_secs(u64::from(self.expiration_in_minutes) * 60),
-            ports: Ports::from_ranges(ranges),
-        })
+        Ok(TokenPlan { lifetime, ports: Ports::from_ranges(ranges) })
     }
 }
 

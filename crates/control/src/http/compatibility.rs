@@ -11,11 +11,13 @@ const PARTLY: &[(&str, &str)] = &[
         "`X86_64` only; `logging`, `egressNetworkConnectors` and `buildRoleArn` are checked and echoed, without effect: \
          the build log is a file, and guests reach the internet",
     ),
+    ("UpdateMicrovmImage", "as `CreateMicrovmImage`"),
     (
         "RunMicrovm",
         "`logging` and `executionRoleArn` are checked and echoed, without effect: no credentials are served in the \
          guest; of the connectors only the managed ones exist, and `SHELL_INGRESS` opens no shell",
     ),
+    ("CreateMicrovmShellAuthToken", "the token is made by the service's rules; there is no shell to use it with yet"),
     ("ListMicrovmImageBuilds", "one build per version: this host's architecture"),
 ];
 

@@ -20,7 +20,7 @@ use percent_encoding::percent_decode_str;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{answer, answer::Refusal, operations::Operations, routes};
+use super::{Throttles, answer, answer::Refusal, operations::Operations, routes};
 use crate::auth::{Authenticator, Caller};
 
 /// How long a body may take to arrive.
@@ -30,11 +30,12 @@ const BODY_TIME_MAX: Duration = Duration::from_secs(30);
 struct Service {
     operations: Arc<dyn Operations>,
     auth: Arc<Authenticator>,
+    throttles: Arc<Throttles>,
 }
 
-/// The API: every request is authenticated, then answered by `operations`.
-pub fn router(operations: Arc<dyn Operations>, auth: Arc<Authenticator>) -> Router {
-    Router::new().fallback(serve).with_state(Service { operations, auth })
+/// The API: every request is authenticated, then answered by `operations`, unless there were too many.
+pub fn router(operations: Arc<dyn Operations>, auth: Arc<Authenticator>, throttles: Throttles) -> Router {
+    Router::new().fallback(serve).with_state(Service { operations, auth, throttles: Arc::new(throttles) })
 }
 
 async fn serve(State(service): State<Service>, request: Request) -> Response {
@@ -69,6 +70,7 @@ async fn answered(service: &Service, parts: &Parts, body: Body) -> Result<(&'sta
     let Some((status, call)) = route.answer else {
         return Err(catalogue::unsupported_operation(route.name).into());
     };
+    service.throttles.take(route.name)?;
     let mut path = Vec::new();
     for (name, text) in captures {
         path.push((name.to_owned(), decoded(text)?));

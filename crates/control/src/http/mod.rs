@@ -8,6 +8,8 @@ mod operations;
 mod routes;
 #[cfg(test)]
 mod tests;
+mod throttle;
 
 pub use dispatch::router;
 pub use operations::Operations;
+pub use throttle::{ThrottleError, Throttles};

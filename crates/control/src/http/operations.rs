@@ -14,10 +14,10 @@ use api::{
         UpdateMicrovmImageVersionResponse,
     },
     microvms::{
-        CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, GetMicrovmRequest, GetMicrovmResponse,
-        ListMicrovmsRequest, ListMicrovmsResponse, ResumeMicrovmRequest, ResumeMicrovmResponse, RunMicrovmRequest,
-        RunMicrovmResponse, SuspendMicrovmRequest, SuspendMicrovmResponse, TerminateMicrovmRequest,
-        TerminateMicrovmResponse,
+        CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, CreateMicrovmShellAuthTokenRequest,
+        CreateMicrovmShellAuthTokenResponse, GetMicrovmRequest, GetMicrovmResponse, ListMicrovmsRequest,
+        ListMicrovmsResponse, ResumeMicrovmRequest, ResumeMicrovmResponse, RunMicrovmRequest, RunMicrovmResponse,
+        SuspendMicrovmRequest, SuspendMicrovmResponse, TerminateMicrovmRequest, TerminateMicrovmResponse,
     },
     tags::{
         ListTagsRequest, ListTagsResponse, TagResourceRequest, TagResourceResponse, UntagResourceRequest,
@@ -88,4 +88,6 @@ operations! {
     tag_resource: TagResourceRequest => TagResourceResponse;
     /// Takes tags from a resource.
     untag_resource: UntagResourceRequest => UntagResourceResponse;
+    /// Makes a token for a shell in a microVM.
+    create_microvm_shell_auth_token: CreateMicrovmShellAuthTokenRequest => CreateMicrovmShellAuthTokenResponse;
 }

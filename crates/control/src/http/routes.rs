@@ -90,7 +90,8 @@ routes! {
         on |it| new_image(&it.name)
             .passing_role(Some(&it.version.build_role_arn))
             .passing_connectors(it.version.egress_network_connectors.as_deref(), INTERNET);
-    "CreateMicrovmShellAuthToken" POST "/2025-09-09/microvms/{microvmIdentifier}/shell-auth-token";
+    "CreateMicrovmShellAuthToken" POST "/2025-09-09/microvms/{microvmIdentifier}/shell-auth-token"
+        => 200 create_microvm_shell_auth_token on |it| image_of(&it.microvm_identifier);
     "DeleteMicrovmImage" DELETE "/2025-09-09/microvm-images/{imageIdentifier}" => 200 delete_microvm_image
         on |it| image(&it.image);
     "DeleteMicrovmImageVersion" DELETE "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}"

@@ -22,10 +22,11 @@ use api::{
     },
     input::BODY_BYTES_MAX,
     microvms::{
-        CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, GetMicrovmRequest, GetMicrovmResponse,
-        ListMicrovmsRequest, ListMicrovmsResponse, MicrovmItem, MicrovmState, ResumeMicrovmRequest,
-        ResumeMicrovmResponse, RunMicrovmRequest, RunMicrovmResponse, SuspendMicrovmRequest, SuspendMicrovmResponse,
-        TerminateMicrovmRequest, TerminateMicrovmResponse,
+        CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, CreateMicrovmShellAuthTokenRequest,
+        CreateMicrovmShellAuthTokenResponse, GetMicrovmRequest, GetMicrovmResponse, ListMicrovmsRequest,
+        ListMicrovmsResponse, MicrovmItem, MicrovmState, ResumeMicrovmRequest, ResumeMicrovmResponse,
+        RunMicrovmRequest, RunMicrovmResponse, SuspendMicrovmRequest, SuspendMicrovmResponse, TerminateMicrovmRequest,
+        TerminateMicrovmResponse,
     },
     page::Page,
     sensitive::Sensitive,
@@ -35,13 +36,16 @@ use api::{
     },
     timestamp::Timestamp,
 };
-use axum::body::{Body, to_bytes};
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+};
 use http::{HeaderMap, Request, Response};
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 use tower::ServiceExt;
 
-use super::{Operations, router};
+use super::{Operations, Throttles, router};
 use crate::auth::{
     AccessKey, Authenticator, Caller, Principals,
     sigv4::{self, Scope, Signed},
@@ -268,7 +272,7 @@ impl Operations for Table {
 
     async fn run_microvm(&self, _: &Caller, request: RunMicrovmRequest) -> Result<RunMicrovmResponse, ServiceError> {
         match request.image.name.as_str() {
-            "full" => Err(catalogue::insufficient_capacity()),
+            "full" => Err(catalogue::insufficient_capacity("it is full")),
             "busy" => Err(ServiceError::Throttling { message: "Rate exceeded".into(), retry_after_seconds: Some(2) }),
             "broken" => panic!("a bug"),
             _ => Ok(microvm()),
@@ -308,6 +312,14 @@ impl Operations for Table {
         _: TerminateMicrovmRequest,
     ) -> Result<TerminateMicrovmResponse, ServiceError> {
         Ok(TerminateMicrovmResponse {})
+    }
+
+    async fn create_microvm_shell_auth_token(
+        &self,
+        _: &Caller,
+        _: CreateMicrovmShellAuthTokenRequest,
+    ) -> Result<CreateMicrovmShellAuthTokenResponse, ServiceError> {
+        Err(catalogue::internal_error())
     }
 
     async fn create_microvm_auth_token(
@@ -377,10 +389,18 @@ impl Client {
     }
 }
 
-async fn sent(request: Request<Body>) -> (Response<()>, Value) {
+fn service(throttles: Throttles) -> Router {
     let key = AccessKey { id: "AKIDEXAMPLE".into(), secret: Sensitive::new("secret") };
     let auth = Authenticator::new(Principals::new(ACCOUNT.into(), key), REGION.into());
-    let response = router(Arc::new(Table), Arc::new(auth)).oneshot(request).await.unwrap();
+    router(Arc::new(Table), Arc::new(auth), throttles)
+}
+
+async fn sent(request: Request<Body>) -> (Response<()>, Value) {
+    sent_to(service(Throttles::default()), request).await
+}
+
+async fn sent_to(service: Router, request: Request<Body>) -> (Response<()>, Value) {
+    let response = service.oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     let typed = parts.headers.get("content-type").map(http::HeaderValue::as_bytes);
     assert_eq!(typed, (parts.status != 204).then_some(&b"application/json"[..]));
@@ -478,6 +498,25 @@ async fn errors_of_the_older_family_say_whose_fault_it_is() {
     assert_eq!((&body["Type"], body["message"].is_string()), (&json!("User"), true));
     let (status, kind, body) = called("DELETE", &format!("{target}?tagKeys=a"), Value::Null).await;
     assert_eq!((status, kind.as_str(), &body["Type"]), (409, "ResourceConflictException", &json!("User")));
+}
+
+#[tokio::test]
+async fn an_operation_called_too_often_is_refused_and_says_when_to_try_again() {
+    let service = service(Throttles::new([("GetMicrovm", 2)]).unwrap());
+    let target = format!("/2025-09-09/microvms/{MICROVM}");
+    let call = async || sent_to(service.clone(), Client::new().signed("GET", &target, "")).await;
+    for _ in 0..2 {
+        assert_eq!(call().await.0.status(), 200);
+    }
+    let (refused, body) = call().await;
+    assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &"1".parse().unwrap()));
+    assert_eq!(refused.headers()["x-amzn-errortype"], "ThrottlingException");
+    assert_eq!(body["message"], "Rate exceeded");
+    let other = Client::new().signed("GET", "/2025-09-09/microvms", "");
+    assert_eq!(sent_to(service.clone(), other).await.0.status(), 200, "each operation has its own bucket");
+    let stranger = Client { secret: "wrong", ..Client::new() };
+    let (refused, _) = sent_to(service, stranger.signed("GET", &target, "")).await;
+    assert_eq!(refused.status(), 403, "who cannot sign takes nothing from it");
 }
 
 #[tokio::test]

@@ -53,7 +53,7 @@ pub(crate) async fn create(
             if rows::by_name(&mut transaction, &request.name).await.map_err(hidden)?.is_some() {
                 return Err(catalogue::duplicate_image_name(&request.name));
             }
-            if rows::count(&mut transaction).await.map_err(hidden)? >= i64::from(own.config.images_max) {
+            if rows::count(&mut transaction).await.map_err(hidden)? >= i64::from(own.config.quotas.images) {
                 return Err(catalogue::image_quota_exceeded());
             }
             room_for_a_build(&own, &mut transaction).await?;
@@ -108,7 +108,7 @@ pub(crate) async fn update(
             let state = next(image.state, Event::UpdateStarted);
             let state = state.ok_or_else(|| catalogue::image_busy(image.state))?;
             let versions = rows::count_versions(&mut transaction, &image.id).await.map_err(hidden)?;
-            if versions >= i64::from(own.config.versions_per_image_max) {
+            if versions >= i64::from(own.config.quotas.versions_per_image) {
                 return Err(catalogue::version_quota_exceeded());
             }
             room_for_a_build(&own, &mut transaction).await?;
@@ -127,7 +127,7 @@ pub(crate) async fn update(
 
 async fn room_for_a_build(shared: &Shared, connection: &mut Connection) -> Result<(), ServiceError> {
     let unfinished = rows::count_unfinished_builds(connection).await.map_err(hidden)?;
-    if unfinished >= i64::from(shared.config.builds_max) { Err(catalogue::build_quota_exceeded()) } else { Ok(()) }
+    if unfinished >= i64::from(shared.config.quotas.builds) { Err(catalogue::build_quota_exceeded()) } else { Ok(()) }
 }
 
 /// What a token is kept with.
@@ -269,7 +269,7 @@ pub(crate) async fn remove(
             if image.state != ImageState::Deleting {
                 let state = next(image.state, Event::DeleteStarted);
                 let state = state.ok_or_else(|| catalogue::image_not_deletable_now(&arn))?;
-                let alive = microvm_rows::count_alive(&mut transaction, Some(&image.id)).await.map_err(hidden)?;
+                let alive = microvm_rows::count_alive(&mut transaction, &image.id).await.map_err(hidden)?;
                 if alive > 0 {
                     return Err(catalogue::image_has_running_microvms());
                 }

@@ -1,18 +1,21 @@
 //! The microVM operations.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use api::{
     arn::ImageArn,
     catalogue,
+    connector::ManagedConnector,
     error::ServiceError,
-    host::{ImageRef, MicrovmSpec},
+    host::{HostError, ImageRef, MicrovmSpec},
     ids::{EndpointId, ImageVersion, MicrovmId},
     microvms::{
-        CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, GetMicrovmResponse, ListMicrovmsRequest,
-        ListMicrovmsResponse, MicrovmItem, RunMicrovmRequest, RunMicrovmResponse, RunPlan,
+        CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, CreateMicrovmShellAuthTokenRequest,
+        CreateMicrovmShellAuthTokenResponse, GetMicrovmResponse, ListMicrovmsRequest, ListMicrovmsResponse,
+        MicrovmItem, RunMicrovmRequest, RunMicrovmResponse, RunPlan,
     },
     page,
+    size::Size,
     timestamp::Timestamp,
     token::{Claims, Grant},
 };
@@ -53,10 +56,7 @@ pub(crate) async fn run(
             if request.run_hook_payload.is_some() && version.definition.plan.hooks.run.is_none() {
                 return Err(catalogue::payload_without_run_hook());
             }
-            let alive = rows::count_alive(&mut transaction, None).await.map_err(hidden)?;
-            if alive >= i64::from(own.config.microvms_max) {
-                return Err(catalogue::memory_quota_exceeded());
-            }
+            room_for_a_microvm(&own, &mut transaction, version.definition.plan.size).await?;
             let (spec, contract) = agreed(&own, request, plan, version);
             let endpoint = EndpointId::random();
             let record = rows::insert(&mut transaction, spec, endpoint, contract, now).await.map_err(hidden)?;
@@ -69,6 +69,20 @@ pub(crate) async fn run(
             Ok(response(&own, record))
         })
         .await
+}
+
+/// The quotas first, which say what may be; then what the machine has.
+async fn room_for_a_microvm(shared: &Shared, connection: &mut Connection, size: Size) -> Result<(), ServiceError> {
+    let rows::Taken { microvms, memory_mib, launching } = rows::taken(connection).await.map_err(hidden)?;
+    let quotas = &shared.config.quotas;
+    if microvms >= u64::from(quotas.microvms) || memory_mib + u64::from(size.baseline_mib) > quotas.memory_mib {
+        return Err(catalogue::memory_quota_exceeded());
+    }
+    shared.host.room_for(size, launching).await.map_err(|error| match error {
+        HostError::NoCapacity { reason } | HostError::Unchanged { reason } | HostError::Lost { reason } => {
+            catalogue::insufficient_capacity(reason)
+        }
+    })
 }
 
 /// The microVM that a token stands for, if it does and that one lives.
@@ -243,15 +257,37 @@ pub(crate) fn create_token(
     request: &CreateMicrovmAuthTokenRequest,
 ) -> Result<CreateMicrovmAuthTokenResponse, ServiceError> {
     let plan = request.plan()?;
-    let handle = handle(shared, &request.microvm_identifier)?;
-    if matches!(handle.status().borrow().state, State::Terminating | State::Terminated) {
-        return Err(catalogue::microvm_terminated(&request.microvm_identifier));
+    let handle = living(shared, &request.microvm_identifier)?;
+    Ok(sealed(shared, &handle, Grant::Http(plan.ports), plan.lifetime))
+}
+
+/// `CreateMicrovmShellAuthToken`. The same holds for it.
+pub(crate) fn create_shell_token(
+    shared: &Shared,
+    request: &CreateMicrovmShellAuthTokenRequest,
+) -> Result<CreateMicrovmShellAuthTokenResponse, ServiceError> {
+    let lifetime = request.lifetime()?;
+    let handle = living(shared, &request.microvm_identifier)?;
+    let region = &shared.config.region;
+    let lets_in = |connector: ManagedConnector| handle.contract.ingress.contains(&connector.arn(region));
+    match (lets_in(ManagedConnector::ShellIngress), lets_in(ManagedConnector::AllIngress)) {
+        (false, _) => Err(catalogue::shell_needs_connector()),
+        (true, true) => Err(catalogue::shell_with_all_ingress()),
+        (true, false) => Ok(sealed(shared, &handle, Grant::Shell, lifetime)),
     }
+}
+
+fn living(shared: &Shared, identifier: &str) -> Result<Arc<Handle>, ServiceError> {
+    let handle = handle(shared, identifier)?;
+    let state = handle.status().borrow().state;
+    match state {
+        State::Terminating | State::Terminated => Err(catalogue::microvm_terminated(identifier)),
+        State::Pending | State::Running | State::Suspending | State::Suspended => Ok(handle),
+    }
+}
+
+fn sealed(shared: &Shared, handle: &Handle, grant: Grant, lifetime: Duration) -> CreateMicrovmAuthTokenResponse {
     let now = u64::try_from(shared.now() / 1000).unwrap_or(0);
-    let claims = Claims {
-        microvm_id: handle.microvm_id,
-        grant: Grant::Http(plan.ports),
-        expires_unix: now + plan.lifetime.as_secs(),
-    };
-    Ok(CreateMicrovmAuthTokenResponse::new(shared.token_key.seal(&claims)))
+    let claims = Claims { microvm_id: handle.microvm_id, grant, expires_unix: now + lifetime.as_secs() };
+    CreateMicrovmAuthTokenResponse::new(shared.token_key.seal(&claims))
 }

@@ -7,8 +7,11 @@ use api::{
 };
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
-use super::{StoreError, failed, json, next_sequence, parse, parse_json};
-use crate::microvms::record::{Contract, Fate, Record};
+use super::{StoreError, failed, json, next_sequence, number, parse, parse_json};
+use crate::microvms::{
+    record::{Contract, Fate, Record},
+    state::State,
+};
 
 /// Which microVMs a list is about.
 #[derive(Debug, Clone, Copy, Default)]
@@ -50,8 +53,8 @@ pub(crate) async fn insert(
     let fate = Fate::pending();
     sqlx::query(
         "INSERT INTO microvms
-            (id, sequence, endpoint, image_id, image_version, state, aim, spec_json, terms_json, started_at)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (id, sequence, endpoint, image_id, image_version, state, aim, memory_mib, spec_json, terms_json, started_at)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(spec.microvm_id.to_string())
     .bind(sequence)
@@ -60,6 +63,7 @@ pub(crate) async fn insert(
     .bind(i64::from(spec.image.version.major()))
     .bind(fate.state.as_str())
     .bind(fate.aim.as_str())
+    .bind(i64::from(spec.size.baseline_mib))
     .bind(json(&spec))
     .bind(json(&contract))
     .bind(now)
@@ -131,12 +135,39 @@ pub(crate) async fn all(connection: &mut SqliteConnection) -> Result<Vec<Record>
     rows.iter().map(record).collect()
 }
 
-/// How many have not ended: of one image, or of all.
-pub(crate) async fn count_alive(connection: &mut SqliteConnection, image: Option<&ImageId>) -> Result<i64, StoreError> {
-    let image = image.map(ToString::to_string);
-    sqlx::query_scalar("SELECT COUNT(*) FROM microvms WHERE terminated_at IS NULL AND (? IS NULL OR image_id = ?)")
-        .bind(&image)
-        .bind(&image)
+/// What the microVMs that have not ended take together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// How many there are.
+    pub(crate) microvms: u64,
+    /// MiB of memory, by their baselines.
+    pub(crate) memory_mib: u64,
+    /// How many of them are being launched.
+    pub(crate) launching: u32,
+}
+
+/// Weighs every microVM that has not ended.
+pub(crate) async fn taken(connection: &mut SqliteConnection) -> Result<Taken, StoreError> {
+    let row = sqlx::query(
+        "SELECT COUNT(*) AS microvms, COALESCE(SUM(memory_mib), 0) AS memory_mib,
+            COUNT(CASE WHEN state = ? THEN 1 END) AS launching
+         FROM microvms WHERE terminated_at IS NULL",
+    )
+    .bind(State::Pending.as_str())
+    .fetch_one(connection)
+    .await
+    .map_err(failed("weigh microVMs"))?;
+    Ok(Taken {
+        microvms: number("COUNT(microvms)", "*", row.get("microvms"))?,
+        memory_mib: number("SUM(microvms.memory_mib)", "*", row.get("memory_mib"))?,
+        launching: number("COUNT(microvms.state)", "*", row.get("launching"))?,
+    })
+}
+
+/// How many of an image have not ended.
+pub(crate) async fn count_alive(connection: &mut SqliteConnection, image: &ImageId) -> Result<i64, StoreError> {
+    sqlx::query_scalar("SELECT COUNT(*) FROM microvms WHERE terminated_at IS NULL AND image_id = ?")
+        .bind(image.to_string())
         .fetch_one(connection)
         .await
         .map_err(failed("count microVMs"))

@@ -140,6 +140,7 @@ pub(crate) async fn commit(transaction: Transaction<'static, Sqlite>) -> Result<
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "first", include_str!("migrations/0001_first.sql")),
     (2, "versions", include_str!("migrations/0002_versions.sql")),
+    (5, "memory", include_str!("migrations/0005_memory.sql")),
 ];
 
 fn migrations() -> Migrator {

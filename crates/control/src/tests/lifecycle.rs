@@ -1,16 +1,19 @@
 //! What one microVM goes through.
 
 use api::{
+    catalogue,
     connector::ManagedConnector,
     directory::{Directory, Unavailable},
     error::ServiceError,
     host::{Found, HostError},
     ids::MicrovmId,
     microvms::{
-        CreateMicrovmAuthTokenRequest, ListMicrovmsRequest, MicrovmState as State, PortSpecification, RunMicrovmRequest,
+        AUTH_TOKEN_HEADER, CreateMicrovmAuthTokenRequest, CreateMicrovmShellAuthTokenRequest, ListMicrovmsRequest,
+        MicrovmState as State, PortSpecification, RunMicrovmRequest,
     },
     page::PageRequest,
     sensitive::Sensitive,
+    token::{Grant, TokenKey},
 };
 
 use crate::{
@@ -265,4 +268,50 @@ async fn old_records_go() {
     })
     .await;
     assert_eq!(fixture.state(&alive).await, State::Running);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_refused_before_anything_starts() {
+    let mut fixture = Fixture::new().await;
+    fixture.crash().await;
+    fixture.config.quotas.memory_mib = 4096;
+    fixture.start().await;
+    fixture.ready_image("a").await;
+    fixture.host.fail(Call::Room, HostError::NoCapacity { reason: "this host's memory is in use".into() });
+    let refused = fixture.run(run_request(fixture.arn("a"))).await.unwrap_err();
+    assert_eq!(refused, catalogue::insufficient_capacity("this host's memory is in use"));
+    assert_eq!(fixture.host.count(Call::Run), 0);
+
+    // Two of the default size are all that the quota has room for, asleep or not.
+    let first = fixture.suspended(None).await;
+    fixture.running(None).await;
+    let refused = fixture.run(run_request(fixture.arn("a"))).await.unwrap_err();
+    assert_eq!(refused, catalogue::memory_quota_exceeded());
+    fixture.terminate(&first).await.unwrap();
+    fixture.until_state(&first, State::Terminated).await;
+    fixture.running(None).await;
+}
+
+#[tokio::test]
+async fn a_shell_token_needs_its_connector() {
+    let fixture = Fixture::new().await;
+    fixture.ready_image("a").await;
+    let connector = |it: ManagedConnector| it.arn("us-east-1");
+    let (shell, all) = (connector(ManagedConnector::ShellIngress), connector(ManagedConnector::AllIngress));
+    let token = async |ingress: Option<Vec<String>>| {
+        let request = RunMicrovmRequest { ingress_network_connectors: ingress, ..run_request(fixture.arn("a")) };
+        let microvm_identifier = fixture.run(request).await.unwrap().microvm_id.to_string();
+        let request = CreateMicrovmShellAuthTokenRequest { microvm_identifier, expiration_in_minutes: 60 };
+        fixture.control().create_microvm_shell_auth_token(&fixture.caller, request).await
+    };
+    assert_eq!(token(None).await.unwrap_err(), catalogue::shell_needs_connector());
+    assert_eq!(token(Some(vec![all.clone()])).await.unwrap_err(), catalogue::shell_needs_connector());
+    assert_eq!(token(Some(vec![shell.clone(), all])).await.unwrap_err(), catalogue::shell_with_all_ingress());
+    let made = token(Some(vec![shell, connector(ManagedConnector::HttpIngress)])).await.unwrap();
+    let sealed = made.auth_token[AUTH_TOKEN_HEADER].expose();
+    let claims = TokenKey::new(uuid::Uuid::from_u128(1), [1; 32]).open(sealed).unwrap();
+    assert_eq!(claims.grant, Grant::Shell);
+    let request = CreateMicrovmShellAuthTokenRequest { microvm_identifier: "x".into(), expiration_in_minutes: 61 };
+    let late = fixture.control().create_microvm_shell_auth_token(&fixture.caller, request).await.unwrap_err();
+    assert_eq!(late, catalogue::token_lifetime_too_long(61, 60));
 }

@@ -183,8 +183,8 @@ async fn an_update_is_made_once_per_token() {
 async fn quotas_hold_at_their_edge() {
     let mut fixture = Fixture::new().await;
     fixture.crash().await;
-    fixture.config.versions_per_image_max = 2;
-    fixture.config.builds_max = 2;
+    fixture.config.quotas.versions_per_image = 2;
+    fixture.config.quotas.builds = 2;
     fixture.start().await;
     fixture.ready_image("a").await;
     fixture.update("a").await.unwrap();
