@@ -93,6 +93,15 @@ impl Control {
         Ok(control)
     }
 
+    /// Keeps these principals as the database has them, from now on. When this returns, they are.
+    pub async fn follow_principals(
+        &self,
+        principals: Arc<auth::Principals>,
+        key: iam::SealingKey,
+    ) -> Result<(), StoreError> {
+        iam::follow::start(&self.shared, principals, key).await
+    }
+
     /// Begins nothing new and lets what is going on finish, until the deadline; then ends the rest where it is. Running
     /// microVMs stay running, for the next start to find.
     pub async fn drain(&self, deadline: Duration) {

@@ -325,10 +325,13 @@ impl Fixture {
         self.control.as_ref().expect("it is started")
     }
 
+    pub(crate) fn database(&self) -> std::path::PathBuf {
+        self.directory.path().join("control.sqlite")
+    }
+
     pub(crate) async fn start(&mut self) {
         let key = Arc::new(TokenKey::new(uuid::Uuid::from_u128(1), [1; 32]));
-        let path = self.directory.path().join("control.sqlite");
-        let control = Control::open(self.config.clone(), &path, self.host.clone(), key).await;
+        let control = Control::open(self.config.clone(), &self.database(), self.host.clone(), key).await;
         self.control = Some(control.expect("control opens"));
     }
 

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::Context;
 use api::token::TokenKey;
+use control::iam::SealingKey;
 use rand::Rng;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -25,6 +26,11 @@ pub struct LocalKey {
 #[derive(Serialize, Deserialize)]
 struct StoredTokenKey {
     kid: Uuid,
+    secret: [u8; 32],
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredSealingKey {
     secret: [u8; 32],
 }
 
@@ -56,6 +62,13 @@ pub fn token_key(data_dir: &Path) -> anyhow::Result<TokenKey> {
     Ok(TokenKey::new(stored.kid, stored.secret))
 }
 
+/// The key that the secrets of users' access keys are sealed with, made if there is none.
+pub fn sealing_key(data_dir: &Path) -> anyhow::Result<SealingKey> {
+    let path = data_dir.join("secrets/iam-key.json");
+    let stored = load_or_make(&path, || StoredSealingKey { secret: rand::rng().random() })?;
+    Ok(SealingKey::new(stored.secret))
+}
+
 fn random_text(length: usize, alphabet: &[u8]) -> String {
     let mut random = rand::rng();
     (0..length).map(|_| char::from(alphabet[random.random_range(0..alphabet.len())])).collect()
@@ -74,12 +87,19 @@ fn load_or_make<T: Serialize + DeserializeOwned>(path: &Path, make: impl FnOnce(
     let failed = || format!("cannot make {}", path.display());
     let dir = path.parent().expect("a secret is in a directory");
     DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(failed)?;
-    let temporary = path.with_extension("new");
+    // Two who make it at once, a server and a command say, each write a file of their own, and the first one stays.
+    let temporary = path.with_extension(format!("{}.new", std::process::id()));
     let _ = std::fs::remove_file(&temporary);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).with_context(failed)?;
     file.write_all(&serde_json::to_vec(&made)?).with_context(failed)?;
     file.sync_all().with_context(failed)?;
-    std::fs::rename(&temporary, path).with_context(failed)?;
+    let placed = std::fs::hard_link(&temporary, path);
+    let _ = std::fs::remove_file(&temporary);
+    match placed {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return read(path),
+        Err(error) => return Err(error).with_context(failed),
+    }
     std::fs::File::open(dir)?.sync_all().with_context(failed)?;
     Ok(made)
 }
@@ -100,5 +120,7 @@ mod tests {
         let mode = std::fs::metadata(local_key_path(dir.path())).expect("the file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         token_key(dir.path()).expect("a token key");
+        sealing_key(dir.path()).expect("a sealing key");
+        assert_eq!(std::fs::read_dir(dir.path().join("secrets")).expect("a list").count(), 3, "nothing is left over");
     }
 }

@@ -26,9 +26,132 @@ pub enum Verb {
     Doctor(DoctorArguments),
     /// Print what a microVM's application wrote, or how a build went.
     Logs(LogsArguments),
+    /// Manage who may call: users, their access keys and policies. A server that runs sees a change within a second.
+    Iam(IamArguments),
     /// Get what this machine can do better with.
     #[command(subcommand)]
     Setup(SetupVerb),
+}
+
+/// Flags of `iam`.
+#[derive(Debug, Clone, Args)]
+pub struct IamArguments {
+    /// The files.
+    #[command(flatten)]
+    pub data: DataArguments,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: IamVerb,
+}
+
+/// What `iam` manages.
+#[derive(Debug, Clone, Subcommand)]
+pub enum IamVerb {
+    /// Users: 1 to 64 letters, digits and _+=,.@- make a name; at most 5,000.
+    #[command(subcommand)]
+    User(UserVerb),
+    /// Access keys of users; at most 2 each.
+    #[command(subcommand)]
+    Key(KeyVerb),
+    /// What a user may do; at most 10 policies each, of 6,144 characters without white space.
+    #[command(subcommand)]
+    Policy(PolicyVerb),
+}
+
+/// What can be done to users.
+#[derive(Debug, Clone, Subcommand)]
+pub enum UserVerb {
+    /// Make a user, who may do nothing yet.
+    Create {
+        /// Its name.
+        name: String,
+    },
+    /// Every user: ARN, id, time of creation.
+    List,
+    /// Delete a user that has no access keys and policies any more.
+    Delete {
+        /// Its name.
+        name: String,
+        /// With its access keys and policies.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// What can be done to access keys.
+#[derive(Debug, Clone, Subcommand)]
+pub enum KeyVerb {
+    /// Make an access key and print it as exports for a shell. The secret is shown this once.
+    Create {
+        /// Whose.
+        #[arg(long, value_name = "NAME")]
+        user: String,
+    },
+    /// Access keys: id, Active or Inactive, time of creation, user.
+    List {
+        /// Only this user's.
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
+    },
+    /// Delete an access key.
+    Delete {
+        /// The access key's id.
+        #[arg(value_name = "KEY_ID")]
+        id: String,
+    },
+    /// Refuse what is signed with an access key, until it is activated again.
+    Deactivate {
+        /// The access key's id.
+        #[arg(value_name = "KEY_ID")]
+        id: String,
+    },
+    /// Take what is signed with an access key again.
+    Activate {
+        /// The access key's id.
+        #[arg(value_name = "KEY_ID")]
+        id: String,
+    },
+}
+
+/// What can be done to policies.
+#[derive(Debug, Clone, Subcommand)]
+pub enum PolicyVerb {
+    /// Put a policy, in place of one of the same name.
+    Put {
+        /// Whose.
+        #[arg(long, value_name = "NAME")]
+        user: String,
+        /// The policy's name.
+        #[arg(long, value_name = "POLICY")]
+        name: String,
+        /// Its JSON; - reads standard input.
+        #[arg(long, value_name = "FILE")]
+        document: PathBuf,
+    },
+    /// A user's policies: name, time of the last change.
+    List {
+        /// Whose.
+        #[arg(long, value_name = "NAME")]
+        user: String,
+    },
+    /// Print a policy as it was put.
+    Get {
+        /// Whose.
+        #[arg(long, value_name = "NAME")]
+        user: String,
+        /// The policy's name.
+        #[arg(long, value_name = "POLICY")]
+        name: String,
+    },
+    /// Delete a policy.
+    Delete {
+        /// Whose.
+        #[arg(long, value_name = "NAME")]
+        user: String,
+        /// The policy's name.
+        #[arg(long, value_name = "POLICY")]
+        name: String,
+    },
 }
 
 /// What can be got.

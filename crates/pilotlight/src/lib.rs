@@ -10,6 +10,7 @@ mod doctor;
 mod environment;
 mod firecracker_setup;
 mod gateway;
+mod iam;
 mod logs;
 mod running;
 mod serve;
@@ -31,6 +32,7 @@ pub fn command() -> ExitCode {
         Verb::Env(arguments) => environment::print(&arguments),
         Verb::Doctor(arguments) => doctor::print(&arguments),
         Verb::Logs(arguments) => logs::print(&arguments),
+        Verb::Iam(arguments) => iam::run(&arguments),
         Verb::Setup(SetupVerb::Firecracker(arguments)) => firecracker_setup::run(&arguments),
     };
     match result {

@@ -118,6 +118,10 @@ where
     let stop = CancellationToken::new();
     let root = AccessKey { id: key.access_key_id.clone(), secret: Sensitive::new(key.secret_access_key.clone()) };
     let principals = Principals::new(config.account.clone(), root);
+    control
+        .follow_principals(Arc::clone(&principals), access::sealing_key(data_dir)?)
+        .await
+        .context("users and policies cannot be read")?;
     let authenticator = Authenticator::new(principals, config.region.clone());
     let gateway = Gateway {
         lambda: control::http::router(Arc::clone(&control) as _, Arc::new(authenticator), config.throttles()?),

@@ -32,24 +32,20 @@ pub async fn authorize(
     needs: Needs,
     about: &mut Vec<String>,
 ) -> Result<(), ServiceError> {
-    let policies = match &caller.identity {
-        Identity::Root => None,
-        Identity::User(user) => Some(user.policies.as_slice()),
-    };
     match needs.target {
-        Target::Anything => permit(caller, policies, action, "*")?,
+        Target::Anything => permit(caller, action, "*")?,
         Target::Named(arn) => {
             about.push(arn.clone());
-            permit(caller, policies, action, &arn)?;
+            permit(caller, action, &arn)?;
         }
         Target::OwnImage { name } => {
             let arn = format!("{}{name}", images_of(caller));
             about.push(arn.clone());
-            permit(caller, policies, action, &arn)?;
+            permit(caller, action, &arn)?;
         }
         Target::ImageOf { microvm } => {
             about.push(microvm.clone());
-            if let Some(policies) = policies {
+            if let Some(policies) = policies_of(caller) {
                 let image = resources.image_of_microvm(&microvm).await?;
                 about.extend(image.as_ref().map(ImageArn::to_string));
                 permit_microvm(caller, policies, action, image)?;
@@ -57,7 +53,9 @@ pub async fn authorize(
         }
     }
     // Root needs no leave, so nothing is looked up for it.
-    let Some(policies) = policies else { return Ok(()) };
+    if policies_of(caller).is_none() {
+        return Ok(());
+    }
     for pass in needs.passes {
         let (action, passed) = match pass {
             Pass::Role(arn) => ("iam:PassRole", vec![arn]),
@@ -70,7 +68,7 @@ pub async fn authorize(
         };
         for arn in passed {
             about.push(arn.clone());
-            permit(caller, Some(policies), action, &arn)?;
+            permit(caller, action, &arn)?;
         }
     }
     Ok(())
@@ -78,8 +76,17 @@ pub async fn authorize(
 
 const PASS_CONNECTOR: &str = "lambda:PassNetworkConnector";
 
-fn permit(caller: &Caller, policies: Option<&[Policy]>, action: &str, resource: &str) -> Result<(), ServiceError> {
-    let Some(policies) = policies else { return Ok(()) };
+/// The policies that say what a caller may; none of the root's, which may everything.
+fn policies_of(caller: &Caller) -> Option<&[Policy]> {
+    match &caller.identity {
+        Identity::Root => None,
+        Identity::User(user) => Some(&user.policies),
+    }
+}
+
+/// Allows an action on a resource whose name is known, or refuses it.
+pub fn permit(caller: &Caller, action: &str, resource: &str) -> Result<(), ServiceError> {
+    let Some(policies) = policies_of(caller) else { return Ok(()) };
     refused_unless(decide(policies, action, resource), caller, action, resource)
 }
 

@@ -4,12 +4,20 @@
 //! allow and do not deny. A request is looked at in this order: its signature, its shape, whether its caller may, and only
 //! then whether what it names exists.
 
+pub mod admin;
 mod authorize;
 mod evaluate;
+pub(crate) mod follow;
 pub(crate) mod needs;
 mod pattern;
-mod policy;
+pub mod policy;
+pub mod records;
+mod seal;
+#[cfg(test)]
+mod tests;
 
-pub use authorize::{Resources, authorize};
+pub use admin::{Admin, IamError};
+pub use authorize::{Resources, authorize, permit};
 pub use evaluate::Decision;
 pub use policy::{Policy, PolicyError};
+pub use seal::SealingKey;

@@ -1,6 +1,7 @@
 //! The database: the only place with SQL. One connection writes, so that writers queue here and not in SQLite's locks;
 //! a few others read.
 
+pub(crate) mod iam;
 pub(crate) mod images;
 pub(crate) mod microvms;
 pub(crate) mod tokens;
@@ -114,6 +115,11 @@ impl Store {
         self.reader.acquire().await.map_err(failed("get a connection"))
     }
 
+    /// A transaction that reads: all it sees is as of one moment.
+    pub(crate) async fn moment(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        self.reader.begin().await.map_err(failed("begin to read"))
+    }
+
     /// The connection that writes, for one statement that is its own transaction.
     pub(crate) async fn write(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
         self.writer.acquire().await.map_err(failed("get a connection"))
@@ -140,6 +146,7 @@ pub(crate) async fn commit(transaction: Transaction<'static, Sqlite>) -> Result<
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "first", include_str!("migrations/0001_first.sql")),
     (2, "versions", include_str!("migrations/0002_versions.sql")),
+    (4, "iam", include_str!("migrations/0004_iam.sql")),
     (5, "memory", include_str!("migrations/0005_memory.sql")),
 ];
 
