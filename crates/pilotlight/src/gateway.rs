@@ -3,7 +3,8 @@
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
-use http::{Request, Response, StatusCode};
+use control::audit::{Audit, SourceAddress};
+use http::{Request, Response, StatusCode, request::Parts};
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -31,8 +32,12 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 pub struct Gateway {
     /// `lambda`, and whatever carries no signature, which it refuses in words a client understands.
     pub lambda: Router,
+    /// `sts`.
+    pub sts: Router,
     /// `s3`.
     pub s3: S3Service,
+    /// Where every call leaves a line; the others see to that themselves.
+    pub audit: Audit,
 }
 
 impl Gateway {
@@ -70,7 +75,7 @@ impl Gateway {
         builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME_MAX);
         // Requests and answers are small and wait for each other.
         let _ = stream.set_nodelay(true);
-        let service = hyper::service::service_fn(move |request| self.clone().answer(request));
+        let service = hyper::service::service_fn(move |request| self.clone().answer(request, peer));
         let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
             let _place = place;
@@ -80,25 +85,55 @@ impl Gateway {
         });
     }
 
-    async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-        let (parts, body) = request.into_parts();
+    async fn answer(self, request: Request<Incoming>, peer: SocketAddr) -> Result<Response<Body>, Infallible> {
+        let (mut parts, body) = request.into_parts();
+        parts.extensions.insert(SourceAddress(peer));
         // A form upload would be read before its signature is known; clients with a signature in the header do not use
         // forms.
         let form = parts
             .headers
             .get(http::header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"multipart/form-data"));
-        if form || control::auth::service_of(&parts) != Some("s3") {
-            return self.lambda.oneshot(Request::from_parts(parts, Body::new(body))).await;
-        }
-        match self.s3.call(Request::from_parts(parts, s3s::Body::from(body))).await {
-            Ok(response) => Ok(response.map(Body::new)),
-            Err(error) => {
-                tracing::error!(?error, "an S3 request failed");
-                let mut response = Response::new(Body::empty());
-                *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-                Ok(response)
-            }
+        match control::auth::service_of(&parts) {
+            Some("s3") if !form => Ok(self.answer_s3(parts, body).await),
+            Some("sts") => self.sts.oneshot(Request::from_parts(parts, Body::new(body))).await,
+            _ => self.lambda.oneshot(Request::from_parts(parts, Body::new(body))).await,
         }
     }
+
+    async fn answer_s3(self, mut parts: Parts, body: Incoming) -> Response<Body> {
+        let call = Arc::new(self.audit.call("s3", &parts));
+        let request_id = call.request_id().to_string();
+        // The gate says there who calls, and what for.
+        parts.extensions.insert(Arc::clone(&call));
+        let mut response = match self.s3.call(Request::from_parts(parts, s3s::Body::from(body))).await {
+            Ok(response) => {
+                let code = error_code(&response);
+                call.ended(response.status().as_u16(), code.as_deref());
+                response.map(Body::new)
+            }
+            Err(error) => {
+                tracing::error!(?error, "an S3 request failed");
+                call.ended(500, Some("InternalError"));
+                let mut response = Response::new(Body::empty());
+                *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                response
+            }
+        };
+        if let Ok(id) = request_id.parse() {
+            response.headers_mut().insert("x-amz-request-id", id);
+        }
+        response
+    }
+}
+
+/// The code of an S3 error, which its document alone says; the answer to a HEAD has none.
+fn error_code(response: &Response<s3s::Body>) -> Option<String> {
+    if response.status().as_u16() < 400 {
+        return None;
+    }
+    let document = response.body().bytes().unwrap_or_default();
+    let document = String::from_utf8_lossy(&document);
+    let code = document.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
+    Some(code.map_or_else(|| response.status().to_string(), |(code, _)| code.to_owned()))
 }

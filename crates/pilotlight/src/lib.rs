@@ -13,6 +13,7 @@ mod gateway;
 mod iam;
 mod logs;
 mod running;
+mod s3_access;
 mod serve;
 pub mod server;
 mod storage;

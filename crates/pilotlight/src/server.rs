@@ -19,6 +19,7 @@ use api::{
 };
 use control::{
     Control, ControlConfig,
+    audit::{self, Audit},
     auth::{AccessKey, Authenticator, Principals},
 };
 use edge::{Edge, EdgeConfig, Limits, ca};
@@ -29,7 +30,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::{access, config::Config, gateway::Gateway, running::Running, storage::Storage};
+use crate::{access, config::Config, gateway::Gateway, running::Running, s3_access::Gate, storage::Storage};
 
 /// How long transitions of microVMs may take to finish once the server is to stop.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(60);
@@ -122,10 +123,18 @@ where
         .follow_principals(Arc::clone(&principals), access::sealing_key(data_dir)?)
         .await
         .context("users and policies cannot be read")?;
-    let authenticator = Authenticator::new(principals, config.region.clone());
+    let audit = Audit::start(data_dir.join("logs/audit.jsonl"), audit::Limits::default());
+    let authenticator = Arc::new(Authenticator::new(Arc::clone(&principals), config.region.clone()));
     let gateway = Gateway {
-        lambda: control::http::router(Arc::clone(&control) as _, Arc::new(authenticator), config.throttles()?),
-        s3: storage.service(&key)?,
+        lambda: control::http::router(
+            Arc::clone(&control) as _,
+            Arc::clone(&authenticator),
+            config.throttles()?,
+            audit.clone(),
+        ),
+        sts: control::http::sts_router(authenticator, audit.clone()),
+        s3: storage.service(Gate { principals, region: config.region.clone() })?,
+        audit: audit.clone(),
     };
     let edge = Edge::new(
         EdgeConfig { domain_suffix: config.endpoint_suffix(), limits: Limits::standard() },
@@ -166,6 +175,7 @@ where
     }
     control.drain(DRAIN_TIME_MAX).await;
     host_stopped.await;
+    audit.stop();
     tracing::info!("stopped; running microVMs stay for the next server");
     Ok(())
 }

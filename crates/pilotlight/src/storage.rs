@@ -13,14 +13,13 @@ use api::host::{ArtifactError, ArtifactSource};
 use futures_util::StreamExt;
 use s3s::{
     S3, S3ErrorCode, S3Request,
-    auth::SimpleAuth,
     dto::{GetObjectInput, HeadBucketInput},
     service::{S3Service, S3ServiceBuilder},
 };
 use s3s_fs::FileSystem;
 use tokio::io::AsyncWriteExt;
 
-use crate::access::LocalKey;
+use crate::s3_access::Gate;
 
 /// S3 over a directory.
 pub struct Storage {
@@ -43,10 +42,11 @@ impl Storage {
         FileSystem::new(&self.root).map_err(|error| anyhow::anyhow!("cannot serve {}: {error:?}", self.root.display()))
     }
 
-    /// The endpoint for S3 clients.
-    pub fn service(&self, key: &LocalKey) -> anyhow::Result<S3Service> {
+    /// The endpoint for S3 clients, for those who may.
+    pub fn service(&self, gate: Gate) -> anyhow::Result<S3Service> {
         let mut builder = S3ServiceBuilder::new(self.files()?);
-        builder.set_auth(SimpleAuth::from_single(key.access_key_id.clone(), key.secret_access_key.clone()));
+        builder.set_auth(gate.clone());
+        builder.set_access(gate);
         Ok(builder.build())
     }
 

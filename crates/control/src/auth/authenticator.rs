@@ -14,8 +14,33 @@ use super::{
     sigv4::{self, Signed},
 };
 
-/// The name this service signs under; both of the MicroVM services do.
-const SERVICE: &str = "lambda";
+/// The name a service signs under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SigningName {
+    /// Both of the MicroVM services.
+    Lambda,
+    /// The one that says who a caller is.
+    Sts,
+}
+
+impl SigningName {
+    /// As a credential scope writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lambda => "lambda",
+            Self::Sts => "sts",
+        }
+    }
+
+    /// Clients sign for the region they call, except that STS has a global endpoint, which is in this one.
+    fn is_in(self, region: &str, ours: &str) -> bool {
+        match self {
+            Self::Lambda => region == ours,
+            Self::Sts => region == ours || region == "us-east-1",
+        }
+    }
+}
 
 /// How far a caller's clock may be off.
 const SKEW_MAX: Duration = Duration::minutes(5);
@@ -42,7 +67,7 @@ impl Authenticator {
     }
 
     /// Checks all that can be checked before the body is read, so that nobody unknown makes us read one.
-    pub fn claim(&self, parts: &Parts, now: OffsetDateTime) -> Result<Claim<'_>, AuthError> {
+    pub fn claim(&self, service: SigningName, parts: &Parts, now: OffsetDateTime) -> Result<Claim<'_>, AuthError> {
         let authorization = authorization_of(parts)?;
         // Session tokens are not issued here, so none can be right.
         if authorization.has_session_token {
@@ -51,20 +76,21 @@ impl Authenticator {
         if self.principals.secret(&authorization.access_key_id).is_none() {
             return Err(AuthError::UnknownKey);
         }
-        self.check_scope(&authorization)?;
+        self.check_scope(service, &authorization)?;
         check_time(&authorization, now)?;
         Ok(Claim { authenticator: self, authorization })
     }
 
-    fn check_scope(&self, authorization: &Authorization) -> Result<(), AuthError> {
+    fn check_scope(&self, service: SigningName, authorization: &Authorization) -> Result<(), AuthError> {
         let scope = &authorization.scope;
         let refused = |message: String| Err(AuthError::Scope { message });
-        if scope.region != self.region {
+        if !service.is_in(&scope.region, &self.region) {
             let shown: String = scope.region.chars().take(64).collect();
             return refused(format!("Credential should be scoped to a valid region, not '{shown}'. "));
         }
-        if scope.service != SERVICE {
-            return refused(format!("Credential should be scoped to correct service: '{SERVICE}'. "));
+        let service = service.as_str();
+        if scope.service != service {
+            return refused(format!("Credential should be scoped to correct service: '{service}'. "));
         }
         let signed_at = timestamp_text(authorization.signed_at);
         let day = &signed_at[..8];

@@ -208,21 +208,34 @@ fn credential_scope(text: &str) -> Result<(String, Scope), AuthError> {
     Ok((key.to_owned(), scope))
 }
 
+/// What a request says of the key it was signed with, `KEY/YYYYMMDD/region/service/aws4_request`; in a query the slashes are
+/// encoded.
+fn credential_of(parts: &Parts) -> Option<&str> {
+    match parts.headers.get(header::AUTHORIZATION) {
+        Some(value) => value.to_str().ok()?.split_once("Credential=")?.1.split([',', ' ']).next(),
+        None => parts.uri.query()?.split('&').find_map(|pair| pair.strip_prefix("X-Amz-Credential=")),
+    }
+}
+
+/// The access key a request was signed with, by its own word.
+#[must_use]
+pub fn access_key_id_of(parts: &Parts) -> Option<&str> {
+    let credential = credential_of(parts)?;
+    Some(after_slash(credential).map_or(credential, |(key, _)| key)).filter(|key| !key.is_empty())
+}
+
 /// The service a request was signed for, by its own word, so that one listener can serve several.
 #[must_use]
 pub fn service_of(parts: &Parts) -> Option<&str> {
-    let credential = match parts.headers.get(header::AUTHORIZATION) {
-        Some(value) => value.to_str().ok()?.split_once("Credential=")?.1.split([',', ' ']).next()?,
-        None => parts.uri.query()?.split('&').find_map(|pair| pair.strip_prefix("X-Amz-Credential="))?,
-    };
-    // In a query the slashes are encoded.
-    let mut rest = credential;
+    let mut rest = credential_of(parts)?;
     for _ in 0..3 {
         rest = after_slash(rest)?.1;
     }
+    // The name ends at the next slash: what has none is no scope.
     after_slash(rest).map(|(service, _)| service).filter(|service| !service.is_empty())
 }
 
+/// What is before and after the first slash.
 fn after_slash(text: &str) -> Option<(&str, &str)> {
     ["/", "%2F", "%2f"].iter().filter_map(|slash| text.split_once(slash)).min_by_key(|(before, _)| before.len())
 }

@@ -13,8 +13,8 @@ pub mod sigv4;
 #[cfg(test)]
 mod tests;
 
-pub use authenticator::{Authenticator, Claim};
-pub use authorization::service_of;
+pub use authenticator::{Authenticator, Claim, SigningName};
+pub use authorization::{access_key_id_of, service_of};
 pub use caller::{Caller, Identity, User};
 pub use error::AuthError;
 pub use principals::{AccessKey, Principals};

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use time::{Duration, OffsetDateTime, macros::datetime};
 
 use super::{
-    AccessKey, AuthError, Authenticator, Principals, service_of,
+    AccessKey, AuthError, Authenticator, Principals, SigningName, access_key_id_of, service_of,
     sigv4::{self, Scope, Signed},
 };
 
@@ -53,7 +53,7 @@ fn authenticator(region: &str) -> Authenticator {
 }
 
 fn verified(parts: &Parts, body: &[u8], now: OffsetDateTime) -> Result<super::Caller, AuthError> {
-    authenticator("us-east-1").claim(parts, now)?.verify(parts, body)
+    authenticator("us-east-1").claim(SigningName::Lambda, parts, now)?.verify(parts, body)
 }
 
 #[test]
@@ -94,6 +94,7 @@ fn what_botocore_signs_is_taken() {
         });
         assert_eq!((caller.access_key_id.as_str(), caller.account.as_str()), (KEY, "123456789012"));
         assert_eq!(service_of(&request.parts()), Some("lambda"), "{}", request.name);
+        assert_eq!(access_key_id_of(&request.parts()), Some(KEY), "{}", request.name);
     }
 }
 

@@ -18,10 +18,17 @@ use http::{header, request::Parts};
 use http_body_util::LengthLimitError;
 use percent_encoding::percent_decode_str;
 use time::OffsetDateTime;
-use uuid::Uuid;
 
-use super::{Throttles, answer, answer::Refusal, operations::Operations, routes};
-use crate::auth::{Authenticator, Caller};
+use super::{
+    Throttles, answer,
+    answer::Refusal,
+    operations::Operations,
+    routes::{self, Asked},
+};
+use crate::{
+    audit::{Audit, Call},
+    auth::{Authenticator, Caller, SigningName},
+};
 
 /// How long a body may take to arrive.
 const BODY_TIME_MAX: Duration = Duration::from_secs(30);
@@ -31,23 +38,27 @@ struct Service {
     operations: Arc<dyn Operations>,
     auth: Arc<Authenticator>,
     throttles: Arc<Throttles>,
+    audit: Audit,
 }
 
-/// The API: every request is authenticated, then answered by `operations`, unless there were too many.
-pub fn router(operations: Arc<dyn Operations>, auth: Arc<Authenticator>, throttles: Throttles) -> Router {
-    Router::new().fallback(serve).with_state(Service { operations, auth, throttles: Arc::new(throttles) })
+/// The API: every request is authenticated, then answered by `operations`, unless there were too many, and leaves a line in
+/// the audit log.
+pub fn router(operations: Arc<dyn Operations>, auth: Arc<Authenticator>, throttles: Throttles, audit: Audit) -> Router {
+    Router::new().fallback(serve).with_state(Service { operations, auth, throttles: Arc::new(throttles), audit })
 }
 
 async fn serve(State(service): State<Service>, request: Request) -> Response {
-    let request_id = Uuid::new_v4();
     let (parts, body) = request.into_parts();
-    match answered(&service, &parts, body).await {
+    let call = Arc::new(service.audit.call(SigningName::Lambda.as_str(), &parts));
+    let request_id = call.request_id();
+    match answered(&service, &parts, body, &call).await {
         Ok((name, status, body)) => {
             tracing::info!(operation = name, status, %request_id, "answered");
             answer::success(status, body, request_id)
         }
         Err(refusal) => {
             let error = refusal.to_wire();
+            call.ended(error.status, Some(error.kind));
             tracing::info!(
                 method = %parts.method,
                 path = parts.uri.path(),
@@ -61,13 +72,24 @@ async fn serve(State(service): State<Service>, request: Request) -> Response {
     }
 }
 
-async fn answered(service: &Service, parts: &Parts, body: Body) -> Result<(&'static str, u16, Vec<u8>), Refusal> {
-    // Authentication comes before routing: a stranger learns nothing of what is served here.
-    let (caller, body) = authenticated(&service.auth, parts, body).await?;
-    let Some((route, captures)) = routes::find(&parts.method, parts.uri.path()) else {
+async fn answered(
+    service: &Service,
+    parts: &Parts,
+    body: Body,
+    call: &Arc<Call>,
+) -> Result<(&'static str, u16, Vec<u8>), Refusal> {
+    let found = routes::find(&parts.method, parts.uri.path());
+    if let Some((route, _)) = &found {
+        call.wants(&route.action());
+    }
+    // Authentication comes before the answer to whether there is such an operation: a stranger learns nothing of what is
+    // served here.
+    let (caller, body) = authenticated(&service.auth, SigningName::Lambda, parts, body, BODY_BYTES_MAX).await?;
+    call.signed_by(&caller);
+    let Some((route, captures)) = found else {
         return Err(catalogue::unknown_operation(parts.method.as_str(), parts.uri.path()).into());
     };
-    let Some((status, call)) = route.answer else {
+    let Some((status, answer)) = route.answer else {
         return Err(catalogue::unsupported_operation(route.name).into());
     };
     service.throttles.take(route.name)?;
@@ -76,26 +98,43 @@ async fn answered(service: &Service, parts: &Parts, body: Body) -> Result<(&'sta
         path.push((name.to_owned(), decoded(text)?));
     }
     let input = Input::new(path, query(parts.uri.query().unwrap_or_default())?, &body)?;
-    // In a task of its own: a caller who hangs up does not leave an operation half done, and a bug that panics is an
-    // internal error, not a broken connection.
-    let answer = tokio::spawn(call(Arc::clone(&service.operations), caller, input)).await.map_err(|error| {
+    let asked = Asked { operations: Arc::clone(&service.operations), caller, input, call: Arc::clone(call) };
+    // In a task of its own: a caller who hangs up does not leave an operation half done, nor without its line in the audit
+    // log, and a bug that panics is an internal error, not a broken connection.
+    let call = Arc::clone(call);
+    let task = tokio::spawn(async move {
+        let result = answer(asked).await;
+        match &result {
+            Ok(_) => call.ended(status, None),
+            Err(error) => call.ended(error.status(), Some(error.kind())),
+        }
+        result
+    });
+    let answer = task.await.map_err(|error| {
         tracing::error!(operation = route.name, error = &error as &dyn std::error::Error, "an operation panicked");
         catalogue::internal_error()
     })?;
     Ok((route.name, status, answer?))
 }
 
-async fn authenticated(auth: &Authenticator, parts: &Parts, body: Body) -> Result<(Caller, Bytes), Refusal> {
-    let claim = auth.claim(parts, OffsetDateTime::now_utc())?;
+/// Who sent a request, and its body, which is read only for somebody who says to be known.
+pub(super) async fn authenticated(
+    auth: &Authenticator,
+    service: SigningName,
+    parts: &Parts,
+    body: Body,
+    bytes_max: usize,
+) -> Result<(Caller, Bytes), Refusal> {
+    let claim = auth.claim(service, parts, OffsetDateTime::now_utc())?;
     let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if announced.is_some_and(|bytes: u64| bytes > BODY_BYTES_MAX as u64) {
-        return Err(catalogue::request_too_large(BODY_BYTES_MAX).into());
+    if announced.is_some_and(|bytes: u64| bytes > bytes_max as u64) {
+        return Err(catalogue::request_too_large(bytes_max).into());
     }
-    let body = tokio::time::timeout(BODY_TIME_MAX, to_bytes(body, BODY_BYTES_MAX))
+    let body = tokio::time::timeout(BODY_TIME_MAX, to_bytes(body, bytes_max))
         .await
         .map_err(|_| Refusal::Body)?
         .map_err(|error| match error.source().is_some_and(|source| source.is::<LengthLimitError>()) {
-            true => catalogue::request_too_large(BODY_BYTES_MAX).into(),
+            true => catalogue::request_too_large(bytes_max).into(),
             false => Refusal::Body,
         })?;
     let caller = claim.verify(parts, &body)?;

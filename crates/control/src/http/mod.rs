@@ -6,10 +6,12 @@ mod compatibility;
 mod dispatch;
 mod operations;
 mod routes;
+mod sts;
 #[cfg(test)]
 mod tests;
 mod throttle;
 
 pub use dispatch::router;
 pub use operations::Operations;
+pub use sts::router as sts_router;
 pub use throttle::{ThrottleError, Throttles};

@@ -12,27 +12,47 @@ use serde::Serialize;
 
 use super::operations::Operations;
 use crate::{
+    audit::Call,
     auth::Caller,
     iam::{
         authorize,
-        needs::{Needs, Otherwise, anything, image, image_of, named, new_image},
+        needs::{Otherwise, anything, image, image_of, named, new_image},
     },
 };
 
 /// An answer under way: its body.
 pub type Answering = Pin<Box<dyn Future<Output = Result<Vec<u8>, ServiceError>> + Send>>;
 
+/// A request with all that is needed to answer it.
+pub struct Asked {
+    /// Who answers.
+    pub operations: Arc<dyn Operations>,
+    /// Who asks.
+    pub caller: Caller,
+    /// What came.
+    pub input: Input,
+    /// Its line in the audit log.
+    pub call: Arc<Call>,
+}
+
 /// Reads the request, asks whether its caller may, asks, writes the answer.
-pub type Call = fn(Arc<dyn Operations>, Caller, Input) -> Answering;
+pub type Answer = fn(Asked) -> Answering;
 
 /// One operation.
 pub struct Route {
     /// Its name in the model.
     pub name: &'static str,
-    method: Method,
-    path: &'static str,
+    pub(super) method: Method,
+    pub(super) path: &'static str,
     /// Status of its success, and how to answer; `None` while it is not supported.
-    pub answer: Option<(u16, Call)>,
+    pub answer: Option<(u16, Answer)>,
+}
+
+impl Route {
+    /// What policies call it.
+    pub fn action(&self) -> String {
+        format!("lambda:{}", self.name)
+    }
 }
 
 fn body_of<T: Serialize>(response: &T) -> Result<Vec<u8>, ServiceError> {
@@ -51,32 +71,40 @@ fn read<'a, R: FromInput, A>(
 }
 
 // A route that is served says what it needs leave for, or it does not compile: its name is the action, and what follows
-// `on` reads the resource, and what is passed on, out of the request.
+// `on` reads the resource, and what is passed on, out of the request. What follows `making` reads the id of what was made
+// out of the answer, for the audit log.
 macro_rules! routes {
-    ($($name:literal $method:ident $path:literal $(=> $status:literal $call:ident on $needs:expr)?;)+) => {
+    ($($name:literal $method:ident $path:literal
+        $(=> $status:literal $call:ident on $needs:expr $(, making $made:expr)?)?;)+) => {
         /// Every operation of the services behind the signing name `lambda` that microVMs belong to.
         pub(super) static ROUTES: &[Route] = &[
             $(Route {
                 name: $name,
                 method: Method::$method,
                 path: $path,
-                answer: routes!(@answer $name $($status $call $needs)?),
+                answer: routes!(@answer $name $($status $call $needs $(, $made)?)?),
             },)+
         ];
     };
     (@answer $name:literal) => { None };
-    (@answer $name:literal $status:literal $call:ident $needs:expr) => {
-        Some(($status, |operations, caller, input| Box::pin(async move {
+    (@answer $name:literal $status:literal $call:ident $needs:expr $(, $made:expr)?) => {
+        Some(($status, |asked| Box::pin(async move {
+            let Asked { operations, caller, input, call } = asked;
             let request = read(<dyn Operations as Operations>::$call, &input)?;
-            let needs = needs_of(&request, $needs);
-            authorize(&caller, &*operations, concat!("lambda:", $name), needs, &mut Vec::new()).await?;
-            body_of(&operations.$call(&caller, request).await?)
+            let needs = out_of(&request, $needs);
+            let mut about = Vec::new();
+            let leave = authorize(&caller, &*operations, concat!("lambda:", $name), needs, &mut about).await;
+            call.is_about(about);
+            leave?;
+            let answer = operations.$call(&caller, request).await?;
+            $(call.is_about([out_of(&answer, $made)]);)?
+            body_of(&answer)
         })))
     };
 }
 
-fn needs_of<R>(request: &R, needs: impl FnOnce(&R) -> Needs) -> Needs {
-    needs(request)
+fn out_of<T, R>(whole: &T, part: impl FnOnce(&T) -> R) -> R {
+    part(whole)
 }
 
 /// What is used where a request names no connectors.
@@ -127,7 +155,7 @@ routes! {
             .passing_connectors(
                 it.egress_network_connectors.as_deref(),
                 Otherwise::EgressOf(it.image.clone(), it.image_version.clone()),
-            );
+            ), making |it| it.microvm_id.to_string();
     "SuspendMicrovm" POST "/2025-09-09/microvms/{microvmIdentifier}/suspend" => 200 suspend_microvm
         on |it| image_of(&it.microvm_identifier);
     "TagResource" POST "/2017-03-31/tags/{Resource}" => 204 tag_resource

@@ -45,12 +45,19 @@ use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 use tower::ServiceExt;
 
-use super::{Operations, Throttles, router};
+use super::{Operations, Throttles, router, routes::ROUTES, sts_router};
 use crate::auth::{
-    AccessKey, Authenticator, Caller, Principals,
+    AccessKey, Authenticator, Caller, Principals, User,
     sigv4::{self, Scope, Signed},
 };
-use crate::iam::Resources;
+use crate::{
+    audit::{Audit, Limits},
+    iam::{Policy, Resources},
+};
+
+mod audit;
+mod coverage;
+mod sts;
 
 const REGION: &str = "us-east-1";
 const ACCOUNT: &str = "123456789012";
@@ -357,14 +364,28 @@ struct Client {
     key: &'static str,
     secret: &'static str,
     clock: OffsetDateTime,
+    region: &'static str,
+    service: &'static str,
 }
 
 impl Client {
     fn new() -> Self {
-        Self { key: "AKIDEXAMPLE", secret: "secret", clock: OffsetDateTime::now_utc() }
+        Self {
+            key: "AKIDEXAMPLE",
+            secret: "secret",
+            clock: OffsetDateTime::now_utc(),
+            region: REGION,
+            service: "lambda",
+        }
+    }
+
+    /// Somebody who is not the account's root.
+    fn user() -> Self {
+        Self { key: "AKIAUSER", secret: "user's", ..Self::new() }
     }
 
     fn signed(&self, method: &str, target: &str, body: &str) -> Request<Body> {
+        let Self { region, service, .. } = self;
         let day = self.clock.format(time::macros::format_description!("[year][month][day]")).unwrap();
         let stamp =
             self.clock.format(time::macros::format_description!("[year][month][day]T[hour][minute][second]Z")).unwrap();
@@ -374,11 +395,11 @@ impl Client {
         let names = ["host".to_owned(), "x-amz-date".to_owned()];
         let uri = target.parse().unwrap();
         let signed = Signed { method, uri: &uri, headers: &headers, names: &names, body: body.as_bytes() };
-        let scope = Scope { date: day.clone(), region: REGION.into(), service: "lambda".into() };
+        let scope = Scope { date: day.clone(), region: (*region).into(), service: (*service).into() };
         let string = sigv4::string_to_sign(&stamp, &scope, &sigv4::canonical_request(&signed).unwrap());
         let signature = hex::encode(sigv4::signature(self.secret, &scope, &string));
         let authorization = format!(
-            "AWS4-HMAC-SHA256 Credential={}/{day}/{REGION}/lambda/aws4_request, SignedHeaders=host;x-amz-date, \
+            "AWS4-HMAC-SHA256 Credential={}/{day}/{region}/{service}/aws4_request, SignedHeaders=host;x-amz-date, \
              Signature={signature}",
             self.key
         );
@@ -389,14 +410,26 @@ impl Client {
     }
 }
 
+/// The account's root, and a user with these policies.
+fn authenticator(policies: Vec<Policy>) -> Arc<Authenticator> {
+    let key = |id: &str, secret: &str| AccessKey { id: id.into(), secret: Sensitive::new(secret) };
+    let principals = Principals::new(ACCOUNT.into(), key("AKIDEXAMPLE", "secret"));
+    let user = User { name: "ann".into(), id: "AIDAEXAMPLE".into(), policies };
+    principals.replace([(key(Client::user().key, Client::user().secret), Arc::new(user))]);
+    Arc::new(Authenticator::new(principals, REGION.into()))
+}
+
 fn service(throttles: Throttles) -> Router {
-    let key = AccessKey { id: "AKIDEXAMPLE".into(), secret: Sensitive::new("secret") };
-    let auth = Authenticator::new(Principals::new(ACCOUNT.into(), key), REGION.into());
-    router(Arc::new(Table), Arc::new(auth), throttles)
+    router(Arc::new(Table), authenticator(vec![]), throttles, Audit::nowhere())
 }
 
 async fn sent(request: Request<Body>) -> (Response<()>, Value) {
     sent_to(service(Throttles::default()), request).await
+}
+
+/// Sent to a service that knows others, or keeps a log.
+async fn sent_knowing(auth: Arc<Authenticator>, audit: Audit, request: Request<Body>) -> (Response<()>, Value) {
+    sent_to(router(Arc::new(Table), auth, Throttles::default(), audit), request).await
 }
 
 async fn sent_to(service: Router, request: Request<Body>) -> (Response<()>, Value) {

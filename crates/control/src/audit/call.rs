@@ -1,0 +1,144 @@
+//! One call, from its first byte to what came of it.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use http::request::Parts;
+use serde::Serialize;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use uuid::Uuid;
+
+use super::Audit;
+use crate::auth::Caller;
+
+/// Where a request came from, as the connection says; put into a request's extensions by whoever accepted it. What a
+/// proxy says in headers is not looked at: anybody can say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SourceAddress(pub SocketAddr);
+
+/// Longest text of any kind in a line, in bytes; a longer one is cut.
+const TEXT_BYTES_MAX: usize = 1024;
+
+/// Most things a line names.
+const RESOURCES_MAX: usize = 50;
+
+/// A point in time as lines write it, to the millisecond.
+pub(super) fn time_text(time: SystemTime) -> String {
+    let time = OffsetDateTime::from(time);
+    let time = time.replace_millisecond(time.millisecond()).unwrap_or(time);
+    time.format(&Rfc3339).unwrap_or_default()
+}
+
+/// A line. A member that is not known is null.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line {
+    time: String,
+    request_id: Uuid,
+    service: &'static str,
+    action: Option<String>,
+    principal: Option<String>,
+    access_key_id: Option<String>,
+    source_address: Option<IpAddr>,
+    /// Method and path, without the query: that may hold a signature.
+    request: String,
+    resources: Vec<String>,
+    status: Option<u16>,
+    error: Option<String>,
+}
+
+/// A call that goes on. It leaves its line when it ends, and also when it is dropped before: its client went away, say.
+#[derive(Debug)]
+pub struct Call {
+    audit: Audit,
+    line: Mutex<Option<Line>>,
+}
+
+fn cut(text: &str) -> String {
+    let mut end = text.len().min(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+impl Audit {
+    /// A call begins; the access key is what it says of itself.
+    #[must_use]
+    pub fn call(&self, service: &'static str, parts: &Parts) -> Call {
+        let line = Line {
+            time: time_text(SystemTime::now()),
+            request_id: Uuid::new_v4(),
+            service,
+            action: None,
+            principal: None,
+            access_key_id: crate::auth::access_key_id_of(parts).map(cut),
+            source_address: parts.extensions.get::<SourceAddress>().map(|address| address.0.ip()),
+            request: cut(&format!("{} {}", parts.method, parts.uri.path())),
+            resources: Vec::new(),
+            status: None,
+            error: None,
+        };
+        Call { audit: self.clone(), line: Mutex::new(Some(line)) }
+    }
+}
+
+impl Call {
+    fn change(&self, change: impl FnOnce(&mut Line)) {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(change);
+    }
+
+    /// The number that its answer carries.
+    #[must_use]
+    pub fn request_id(&self) -> Uuid {
+        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        line.as_ref().map_or_else(Uuid::new_v4, |line| line.request_id)
+    }
+
+    /// Its signature is right, and this is whose.
+    pub fn signed_by(&self, caller: &Caller) {
+        self.change(|line| {
+            line.principal = Some(caller.arn.clone());
+            line.access_key_id = Some(caller.access_key_id.clone());
+        });
+    }
+
+    /// What it wants to do.
+    pub fn wants(&self, action: &str) {
+        self.change(|line| line.action = Some(cut(action)));
+    }
+
+    /// What it is about.
+    pub fn is_about(&self, resources: impl IntoIterator<Item = String>) {
+        self.change(|line| {
+            let room = RESOURCES_MAX.saturating_sub(line.resources.len());
+            line.resources.extend(resources.into_iter().take(room).map(|text| cut(&text)));
+        });
+    }
+
+    /// What came of it.
+    pub fn ended(&self, status: u16, error: Option<&str>) {
+        self.leave(|line| {
+            line.status = Some(status);
+            line.error = error.map(cut);
+        });
+    }
+
+    fn leave(&self, change: impl FnOnce(&mut Line)) {
+        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut line) = line else { return };
+        change(&mut line);
+        let mut text = serde_json::to_vec(&line).unwrap_or_default();
+        text.push(b'\n');
+        self.audit.say(text, line.principal.is_some());
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.leave(|_| {});
+    }
+}
