@@ -4,7 +4,7 @@ use api::{arn::ImageArn, catalogue, error::ServiceError};
 
 use super::{
     evaluate::{Decision, decide, decide_all},
-    needs::{Needs, Pass, Target, connector_resource},
+    needs::{Needs, Pass, Target, canonical},
     policy::Policy,
 };
 use crate::auth::{Caller, Identity};
@@ -59,11 +59,11 @@ pub async fn authorize(
     for pass in needs.passes {
         let (action, passed) = match pass {
             Pass::Role(arn) => ("iam:PassRole", vec![arn]),
-            Pass::Connector(arn) => (PASS_CONNECTOR, vec![connector_resource(&arn)]),
+            Pass::Connector(arn) => (PASS_CONNECTOR, vec![canonical(&arn)]),
             Pass::Default(connector) => (PASS_CONNECTOR, vec![connector.arn(&caller.region)]),
             Pass::EgressOf { image, version } => {
                 let arns = resources.egress_of_image(&image, version.as_deref()).await?;
-                (PASS_CONNECTOR, arns.iter().map(|arn| connector_resource(arn)).collect())
+                (PASS_CONNECTOR, arns.iter().map(|arn| canonical(arn)).collect())
             }
         };
         for arn in passed {

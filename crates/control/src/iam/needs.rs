@@ -70,7 +70,7 @@ pub(crate) fn image(arn: &ImageArn) -> Needs {
 
 /// Leave on something whose ARN the request states.
 pub(crate) fn named(arn: &str) -> Needs {
-    Target::Named(arn.to_owned()).into()
+    Target::Named(canonical(arn)).into()
 }
 
 /// Leave on an image that is to be made.
@@ -109,9 +109,9 @@ impl Needs {
     }
 }
 
-/// A connector's ARN as policies write it: without the number of a version, and in the one partition there is here, so
-/// that no other spelling of it slips past a denial.
-pub(crate) fn connector_resource(arn: &str) -> String {
+/// An ARN as policies write it: a connector's without the number of a version, and each in the one partition there is here,
+/// so that no other spelling of it slips past a denial.
+pub(crate) fn canonical(arn: &str) -> String {
     let Ok(parts) = Arn::parse(arn) else { return arn.to_owned() };
     let Arn { service, region, account, resource, .. } = parts;
     let resource = match resource.strip_prefix("network-connector:nc-").and_then(|rest| rest.split_once(':')) {
@@ -128,11 +128,11 @@ mod tests {
     #[test]
     fn a_connector_has_one_spelling() {
         let own = "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1";
-        assert_eq!(connector_resource(own), own);
-        assert_eq!(connector_resource(&format!("{own}:7")), own);
-        assert_eq!(connector_resource(&own.replacen("aws", "aws-cn", 1)), own);
+        assert_eq!(canonical(own), own);
+        assert_eq!(canonical(&format!("{own}:7")), own);
+        assert_eq!(canonical(&own.replacen("aws", "aws-cn", 1)), own);
         let managed = ManagedConnector::HttpIngress.arn("us-east-1");
-        assert_eq!(connector_resource(&managed), managed);
-        assert_eq!(connector_resource("HTTP_INGRESS"), "HTTP_INGRESS");
+        assert_eq!(canonical(&managed), managed);
+        assert_eq!(canonical("HTTP_INGRESS"), "HTTP_INGRESS");
     }
 }

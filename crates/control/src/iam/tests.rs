@@ -77,6 +77,23 @@ async fn names_and_limits_are_those_of_aws() {
 }
 
 #[tokio::test]
+async fn two_may_make_the_database_at_once() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let path = directory.path().join("state.db");
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+                runtime.block_on(async { Admin::open(&path, key()).await.map(|_| ()) })
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().expect("no panic").expect("it opens");
+    }
+}
+
+#[tokio::test]
 async fn no_secret_is_in_the_database_in_the_clear() {
     let directory = tempfile::tempdir().expect("a directory");
     let admin = admin(&directory).await;

@@ -104,8 +104,14 @@ impl Store {
         let pool =
             |size: u32| SqlitePoolOptions::new().max_connections(size).min_connections(1).acquire_timeout(WAIT_MAX);
         let open = |source| StoreError::Open { path: shown(), source };
+        // A server that starts and a command beside it may both find tables to make: one at a time.
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let turn = std::fs::File::open(directory)
+            .and_then(|directory| directory.lock().map(|()| directory))
+            .map_err(|source| StoreError::Create { path: shown(), source })?;
         let writer = pool(1).connect_with(options.clone()).await.map_err(open)?;
         migrations().run(&writer).await.map_err(|source| StoreError::Migrate { path: shown(), source })?;
+        drop(turn);
         let reader = pool(READERS).connect_with(options.pragma("query_only", "1")).await.map_err(open)?;
         Ok(Self { writer, reader })
     }
