@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
@@ -154,6 +154,24 @@ impl Server {
             environment.get(name).with_context(|| format!("pilotlight env prints no {name}:\n{text}"))?;
         }
         Ok(environment)
+    }
+
+    /// `pilotlight iam` with these arguments and this on standard input; what it prints. The server need not run.
+    pub fn iam(&self, arguments: &[&str], input: &str) -> anyhow::Result<String> {
+        let mut child = Command::new(program())
+            .args(["iam", "--data-dir"])
+            .arg(&self.data_dir)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        child.stdin.take().context("stdin is piped")?.write_all(input.as_bytes())?;
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("pilotlight iam {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// What it logged last.

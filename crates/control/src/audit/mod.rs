@@ -132,12 +132,11 @@ impl Audit {
 
     /// Takes a line, or counts it.
     fn say(&self, line: Vec<u8>, of_somebody_known: bool) {
-        let mut allowance = self.allowance.lock().unwrap_or_else(PoisonError::into_inner);
-        if !of_somebody_known && !allowance.take(Instant::now()) {
+        let allowed = || self.allowance.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
+        if !of_somebody_known && !allowed() {
             self.untold.unknown.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        drop(allowance);
         if self.queue.try_send(Message::Line(line)).is_err() {
             self.untold.lost.fetch_add(1, Ordering::Relaxed);
         }

@@ -40,24 +40,24 @@ use axum::{
     Router,
     body::{Body, to_bytes},
 };
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 use tower::ServiceExt;
 
 use super::{Operations, Throttles, router, routes::ROUTES, sts_router};
-use crate::auth::{
-    AccessKey, Authenticator, Caller, Principals, User,
-    sigv4::{self, Scope, Signed},
-};
 use crate::{
     audit::{Audit, Limits},
+    auth::{AccessKey, Authenticator, Caller, Principals, User},
     iam::{Policy, Resources},
 };
 
 mod audit;
+mod client;
 mod coverage;
 mod sts;
+
+use client::Client;
 
 const REGION: &str = "us-east-1";
 const ACCOUNT: &str = "123456789012";
@@ -356,57 +356,6 @@ impl Operations for Table {
             [_, _] => Ok(UntagResourceResponse {}),
             _ => Err(catalogue::resource_being_deleted(&request.resource)),
         }
-    }
-}
-
-/// What a client holds.
-struct Client {
-    key: &'static str,
-    secret: &'static str,
-    clock: OffsetDateTime,
-    region: &'static str,
-    service: &'static str,
-}
-
-impl Client {
-    fn new() -> Self {
-        Self {
-            key: "AKIDEXAMPLE",
-            secret: "secret",
-            clock: OffsetDateTime::now_utc(),
-            region: REGION,
-            service: "lambda",
-        }
-    }
-
-    /// Somebody who is not the account's root.
-    fn user() -> Self {
-        Self { key: "AKIAUSER", secret: "user's", ..Self::new() }
-    }
-
-    fn signed(&self, method: &str, target: &str, body: &str) -> Request<Body> {
-        let Self { region, service, .. } = self;
-        let day = self.clock.format(time::macros::format_description!("[year][month][day]")).unwrap();
-        let stamp =
-            self.clock.format(time::macros::format_description!("[year][month][day]T[hour][minute][second]Z")).unwrap();
-        let mut headers = HeaderMap::new();
-        headers.insert("host", "localhost".parse().unwrap());
-        headers.insert("x-amz-date", stamp.parse().unwrap());
-        let names = ["host".to_owned(), "x-amz-date".to_owned()];
-        let uri = target.parse().unwrap();
-        let signed = Signed { method, uri: &uri, headers: &headers, names: &names, body: body.as_bytes() };
-        let scope = Scope { date: day.clone(), region: (*region).into(), service: (*service).into() };
-        let string = sigv4::string_to_sign(&stamp, &scope, &sigv4::canonical_request(&signed).unwrap());
-        let signature = hex::encode(sigv4::signature(self.secret, &scope, &string));
-        let authorization = format!(
-            "AWS4-HMAC-SHA256 Credential={}/{day}/{region}/{service}/aws4_request, SignedHeaders=host;x-amz-date, \
-             Signature={signature}",
-            self.key
-        );
-        headers.insert("authorization", authorization.parse().unwrap());
-        let mut request = Request::builder().method(method).uri(uri).body(Body::from(body.to_owned())).unwrap();
-        *request.headers_mut() = headers;
-        request
     }
 }
 

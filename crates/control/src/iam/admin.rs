@@ -1,5 +1,5 @@
 //! Users, keys and policies as the command manages them, whether a server runs or not: each change is one transaction in
-//! the database, and a server that runs sees it a moment later ([`super::follow`]).
+//! the database, and a server that runs sees it a moment later (`iam::follow`).
 
 use std::{path::Path, time::SystemTime};
 

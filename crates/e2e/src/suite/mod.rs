@@ -1,6 +1,7 @@
 //! The tests, and the one stage they share. A test may leave microVMs behind and the server down: both are put right
 //! before the next one, so no test depends on another.
 
+mod access;
 mod api;
 mod demo;
 mod edge;
@@ -39,6 +40,7 @@ pub fn trials() -> Vec<Trial> {
         edge::TESTS,
         api::TESTS,
         tags::TESTS,
+        access::TESTS,
         faults::TESTS,
         survival::TESTS,
     ]
