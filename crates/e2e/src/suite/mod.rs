@@ -13,6 +13,7 @@ mod isolation;
 mod life;
 mod survival;
 mod tags;
+mod versions;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -33,6 +34,7 @@ pub fn trials() -> Vec<Trial> {
     [
         demo::TESTS,
         images::TESTS,
+        versions::TESTS,
         life::TESTS,
         hooks::TESTS,
         isolation::TESTS,
