@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use e2e::{
     Stage,
     aws::Signer,
+    disk,
     image::{self, BUCKET, ROLE},
     until,
 };
@@ -23,6 +24,7 @@ pub const TESTS: &[Test] = &[
     ("access::the_s3_endpoint_asks_the_same_policies", s3),
     ("access::get_caller_identity_answers", identity),
     ("access::every_call_is_in_the_audit_log", audited),
+    ("access::a_full_disk_costs_lines_of_the_audit_log_and_no_call", full_disk),
 ];
 
 /// A change is in force within a second.
@@ -339,4 +341,36 @@ fn audited(stage: &mut Stage) -> anyhow::Result<()> {
         }
         Ok(())
     })
+}
+
+fn full_disk(stage: &mut Stage) -> anyhow::Result<()> {
+    let path = stage.server.data_dir().join("logs/audit.jsonl");
+    let lines = || -> anyhow::Result<Vec<Value>> {
+        // Whole lines, whatever the disk did in between.
+        let text = std::fs::read_to_string(&path)?;
+        text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
+    };
+    let before = lines()?.len();
+    let filler = disk::Filler::leave(&stage.disk(), 0)?;
+    // More lines than there is room for.
+    let calls = 600;
+    for _ in 0..calls {
+        stage.aws.microvms("list_microvms", json!({}))?;
+    }
+    drop(filler);
+    // What waited for the disk is written now; the rest is counted.
+    until("every call to be told or counted", Duration::from_secs(20), || {
+        let told = lines()?;
+        let kept = told.iter().skip(before).filter(|line| line["action"] == "lambda:ListMicrovms").count();
+        let lost: u64 = told
+            .iter()
+            .skip(before)
+            .filter(|line| line["event"] == "LinesLost")
+            .filter_map(|line| line["count"].as_u64())
+            .sum();
+        ensure!(lost > 0 && kept as u64 + lost == calls, "{kept} lines kept and {lost} lost of {calls}");
+        Ok(())
+    })?;
+    stage.aws.microvms("list_microvms", json!({}))?;
+    Ok(())
 }
