@@ -106,8 +106,11 @@ impl Store {
         let open = |source| StoreError::Open { path: shown(), source };
         // A server that starts and a command beside it may both find tables to make: one at a time.
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let turn = std::fs::File::open(directory)
-            .and_then(|directory| directory.lock().map(|()| directory))
+        let directory = std::fs::File::open(directory);
+        // Waited for on a thread of its own, so that whoever has the turn can go on in this one.
+        let turn = tokio::task::spawn_blocking(move || directory.and_then(|it| it.lock().map(|()| it)))
+            .await
+            .unwrap_or_else(|failure| Err(io::Error::other(failure)))
             .map_err(|source| StoreError::Create { path: shown(), source })?;
         let writer = pool(1).connect_with(options.clone()).await.map_err(open)?;
         migrations().run(&writer).await.map_err(|source| StoreError::Migrate { path: shown(), source })?;
