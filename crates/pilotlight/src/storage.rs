@@ -78,8 +78,8 @@ fn request<T>(input: T) -> S3Request<T> {
 #[async_trait::async_trait]
 impl ArtifactSource for Artifacts {
     async fn fetch(&self, bucket: &str, key: &str, to: &Path, bytes_max: u64) -> Result<u64, ArtifactError> {
-        if key.split('/').any(|part| matches!(part, "." | "..")) {
-            // Objects are files here, so a key like that cannot have been stored.
+        if key.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            // Objects are files here: a key like that cannot have been stored, and would be a second name of one that was.
             return Err(ArtifactError::NoSuchKey { bucket: bucket.to_owned(), key: key.to_owned() });
         }
         let other = |error: s3s::S3Error| ArtifactError::Other(io::Error::other(error.to_string()));
@@ -135,6 +135,10 @@ mod tests {
         let error = artifacts.fetch("code", "x.zip", &to, 10).await.expect_err("no key");
         assert!(error.to_string().starts_with("S3_NO_SUCH_KEY: "), "{error}");
         std::fs::write(data.path().join("s3/code/x.zip"), "0123456789").expect("an object");
+        for other in ["/x.zip", "./x.zip", "y/../x.zip", "x.zip/"] {
+            let error = artifacts.fetch("code", other, &to, 10).await.expect_err("an object has one name");
+            assert!(error.to_string().starts_with("S3_NO_SUCH_KEY: "), "{error}");
+        }
         assert_eq!(artifacts.fetch("code", "x.zip", &to, 10).await.expect("the object"), 10);
         assert_eq!(std::fs::read(&to).expect("the copy"), b"0123456789");
         let error = artifacts.fetch("code", "x.zip", &to, 9).await.expect_err("over the limit");

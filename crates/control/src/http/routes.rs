@@ -117,6 +117,7 @@ routes! {
     "CreateMicrovmImage" POST "/2025-09-09/microvm-images" => 201 create_microvm_image
         on |it| new_image(&it.name)
             .passing_role(Some(&it.version.build_role_arn))
+            .passing_artifact(&it.version.code_artifact.uri)
             .passing_connectors(it.version.egress_network_connectors.as_deref(), INTERNET);
     "CreateMicrovmShellAuthToken" POST "/2025-09-09/microvms/{microvmIdentifier}/shell-auth-token"
         => 200 create_microvm_shell_auth_token on |it| image_of(&it.microvm_identifier);
@@ -167,6 +168,7 @@ routes! {
     "UpdateMicrovmImage" PUT "/2025-09-09/microvm-images/{imageIdentifier}" => 200 update_microvm_image
         on |it| image(&it.image)
             .passing_role(Some(&it.version.build_role_arn))
+            .passing_artifact(&it.version.code_artifact.uri)
             .passing_connectors(it.version.egress_network_connectors.as_deref(), INTERNET);
     "UpdateMicrovmImageVersion" PATCH "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}"
         => 200 update_microvm_image_version on |it| image(&it.image);

@@ -1,6 +1,6 @@
 //! The one place where an authenticated request is allowed or refused.
 
-use api::{arn::ImageArn, catalogue, error::ServiceError};
+use api::{arn::ImageArn, catalogue, error::ServiceError, images::S3Location};
 
 use super::{
     evaluate::{Decision, decide, decide_all},
@@ -59,6 +59,9 @@ pub async fn authorize(
     for pass in needs.passes {
         let (action, passed) = match pass {
             Pass::Role(arn) => ("iam:PassRole", vec![arn]),
+            Pass::Artifact(S3Location { bucket, key }) => {
+                ("s3:GetObject", vec![format!("arn:aws:s3:::{bucket}/{key}")])
+            }
             Pass::Connector(arn) => (PASS_CONNECTOR, vec![canonical(&arn)]),
             Pass::Default(connector) => (PASS_CONNECTOR, vec![connector.arn(&caller.region)]),
             Pass::EgressOf { image, version } => {
@@ -226,6 +229,12 @@ mod tests {
                 .passing_connectors(Some(&[]), needs::Otherwise::EgressOf(image.clone(), None))
         };
         let pass = |action: &str, resource: &str| json!({ "Effect": "Allow", "Action": action, "Resource": resource });
+        let build = needs::new_image("shop").passing_artifact("s3://code/shop.zip");
+        let builder = user(json!([shop("Allow")]));
+        let unread = asked(&builder, "lambda:CreateMicrovmImage", build.clone()).await.expect_err("denied");
+        assert!(unread.contains("s3:GetObject on resource: arn:aws:s3:::code/shop.zip because"), "{unread}");
+        let builder = user(json!([shop("Allow"), pass("s3:GetObject", "arn:aws:s3:::code/*")]));
+        asked(&builder, "lambda:CreateMicrovmImage", build).await.expect("allowed");
         let role = pass("iam:PassRole", "arn:aws:iam::*:role/app");
         let ingress = pass("lambda:PassNetworkConnector", "arn:aws:lambda:*:aws:network-connector:*:HTTP_INGRESS");
         let egress = pass("lambda:PassNetworkConnector", EGRESS.strip_suffix(":3").expect("a version"));

@@ -4,6 +4,7 @@
 use api::{
     arn::{Arn, ImageArn},
     connector::ManagedConnector,
+    images::S3Location,
 };
 
 /// The thing an operation is authorised on.
@@ -30,6 +31,8 @@ pub enum Target {
 pub enum Pass {
     /// A role: `iam:PassRole`.
     Role(String),
+    /// The zip a build reads: `s3:GetObject`. Roles have no policies here that could say what a build may read.
+    Artifact(S3Location),
     /// A connector: `lambda:PassNetworkConnector`.
     Connector(String),
     /// A connector that is used where the request names none.
@@ -95,6 +98,12 @@ impl Needs {
     /// A role is passed on, if there is one.
     pub(crate) fn passing_role(mut self, role: Option<&str>) -> Self {
         self.passes.extend(role.map(|role| Pass::Role(role.to_owned())));
+        self
+    }
+
+    /// A build reads this for its caller. What is no location is refused later, and in better words.
+    pub(crate) fn passing_artifact(mut self, uri: &str) -> Self {
+        self.passes.extend(S3Location::parse(uri).ok().map(Pass::Artifact));
         self
     }
 

@@ -8,6 +8,7 @@ const ALL_IMAGES: &str = "arn:aws:lambda:us-east-1:123456789012:microvm-image:*"
 const ROLE: &str = "arn:aws:iam::123456789012:role/build";
 const HTTP_INGRESS: &str = "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:HTTP_INGRESS";
 const INTERNET_EGRESS: &str = "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:INTERNET_EGRESS";
+const ARTIFACT: &str = "arn:aws:s3:::code/shop.zip";
 const PASS_ROLE: &str = "iam:PassRole";
 const PASS_CONNECTOR: &str = "lambda:PassNetworkConnector";
 
@@ -47,7 +48,7 @@ fn covered() -> Vec<Covered> {
                     "codeArtifact": { "uri": "s3://code/shop.zip" },
                 })
             },
-            passes: &[(PASS_ROLE, ROLE), (PASS_CONNECTOR, INTERNET_EGRESS)],
+            passes: &[(PASS_ROLE, ROLE), ("s3:GetObject", ARTIFACT), (PASS_CONNECTOR, INTERNET_EGRESS)],
             ..on("CreateMicrovmImage", SHOP)
         },
         Covered {
@@ -58,7 +59,7 @@ fn covered() -> Vec<Covered> {
                     "codeArtifact": { "uri": "s3://code/shop.zip" },
                 })
             },
-            passes: &[(PASS_ROLE, ROLE), (PASS_CONNECTOR, INTERNET_EGRESS)],
+            passes: &[(PASS_ROLE, ROLE), ("s3:GetObject", ARTIFACT), (PASS_CONNECTOR, INTERNET_EGRESS)],
             ..on("UpdateMicrovmImage", SHOP)
         },
         Covered { body: || json!({ "status": "INACTIVE" }), ..on("UpdateMicrovmImageVersion", SHOP) },
