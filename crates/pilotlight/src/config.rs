@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use api::sensitive::Sensitive;
 use control::{Quotas, http::Throttles};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,34 @@ pub enum Driver {
     Qemu,
     /// Firecracker, or refuse to start.
     Firecracker,
+}
+
+/// An S3 that is not the built-in one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalS3 {
+    /// Its URL; absent: AWS's own, of the region.
+    pub endpoint: Option<String>,
+    /// Its region.
+    pub region: String,
+    /// Key that reads; absent, with the secret: the environment's `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`.
+    pub access_key_id: Option<String>,
+    /// Its secret.
+    pub secret_access_key: Option<Sensitive>,
+}
+
+impl ExternalS3 {
+    fn check(&self) -> anyhow::Result<()> {
+        if self.access_key_id.is_some() != self.secret_access_key.is_some() {
+            bail!("artifacts has one of access_key_id and secret_access_key; it needs both, or none");
+        }
+        if let Some(endpoint) = &self.endpoint
+            && !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme))
+        {
+            bail!("artifacts.endpoint '{endpoint}' is no URL that begins with http:// or https://");
+        }
+        Ok(())
+    }
 }
 
 /// The configuration file. Every key has a default; docs/configuration.md and config.example.toml say the same.
@@ -70,6 +99,8 @@ pub struct Config {
     pub qemu: Option<PathBuf>,
     /// Name servers written into new images; empty: this machine's own that are not on loopback.
     pub nameservers: Vec<IpAddr>,
+    /// An S3 that code artifacts are read from; absent: the built-in endpoint's objects.
+    pub artifacts: Option<ExternalS3>,
     /// Network namespaces kept ready for launches; each costs a few hundred KiB of kernel memory.
     pub namespaces_ready: usize,
     /// How much of everything there can be.
@@ -96,6 +127,7 @@ impl Default for Config {
             firecracker: None,
             qemu: None,
             nameservers: Vec::new(),
+            artifacts: None,
             namespaces_ready: 4,
             quotas: Quotas::default(),
             throttles: BTreeMap::new(),
@@ -165,6 +197,9 @@ impl Config {
         };
         if !self.domain.split('.').all(label) {
             bail!("domain '{}' is not a lower-case domain name", self.domain);
+        }
+        if let Some(artifacts) = &self.artifacts {
+            artifacts.check()?;
         }
         if self.edge_addresses.is_empty() {
             bail!("edge_addresses is empty; the endpoints need at least one address to be served on");
@@ -248,6 +283,12 @@ mod tests {
             initramfs: Some("i".into()),
             qemu: Some("q".into()),
             firecracker: Some("f".into()),
+            artifacts: Some(ExternalS3 {
+                endpoint: None,
+                region: "r".into(),
+                access_key_id: None,
+                secret_access_key: None,
+            }),
             ..Config::default()
         })
         .expect("a configuration is a table");
@@ -276,6 +317,21 @@ mod tests {
         let error = toml::from_str::<Config>("[quotas]\nimage = 1").expect_err("a misspelt quota");
         assert!(error.to_string().contains("image"), "{error}");
         Config::default().check().expect("the defaults are fine");
+    }
+
+    #[test]
+    fn an_external_s3_is_whole() {
+        let with = |text: &str| {
+            let config: Config = toml::from_str(&format!("artifacts = {{ {text} }}")).expect("it can be read");
+            config.check()
+        };
+        with("region = 'eu-west-1'").expect("the environment may have the key");
+        with("region = 'r', endpoint = 'http://minio:9000', access_key_id = 'a', secret_access_key = 'b'")
+            .expect("fine");
+        let error = with("region = 'r', access_key_id = 'a'").expect_err("half a key");
+        assert!(error.to_string().contains("secret_access_key"), "{error}");
+        let error = with("region = 'r', endpoint = 'minio:9000'").expect_err("no URL");
+        assert!(error.to_string().contains("artifacts.endpoint"), "{error}");
     }
 
     #[test]

@@ -94,7 +94,8 @@ impl Gateway {
             .headers
             .get(http::header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"multipart/form-data"));
-        match control::auth::service_of(&parts) {
+        let old = is_presigned_the_old_way(parts.uri.query());
+        match control::auth::service_of(&parts).or(old.then_some("s3")) {
             Some("s3") if !form => Ok(self.answer_s3(parts, body).await),
             Some("sts") => self.sts.oneshot(Request::from_parts(parts, Body::new(body))).await,
             _ => self.lambda.oneshot(Request::from_parts(parts, Body::new(body))).await,
@@ -136,4 +137,26 @@ fn error_code(response: &Response<s3s::Body>) -> Option<String> {
     let document = String::from_utf8_lossy(&document);
     let code = document.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
     Some(code.map_or_else(|| response.status().to_string(), |(code, _)| code.to_owned()))
+}
+
+/// The form of address that boto3 and the aws CLI still sign for S3 in us-east-1 when they are told nothing else. Only S3
+/// ever knew it, and it names no service.
+fn is_presigned_the_old_way(query: Option<&str>) -> bool {
+    let names = |name: &str| {
+        query.unwrap_or_default().split('&').any(|pair| pair.strip_prefix(name).is_some_and(|it| it.starts_with('=')))
+    };
+    names("AWSAccessKeyId") && names("Signature") && names("Expires")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_addresses_are_told_by_all_their_parts() {
+        assert!(is_presigned_the_old_way(Some("AWSAccessKeyId=A&Signature=B%3D&Expires=1")));
+        assert!(!is_presigned_the_old_way(Some("AWSAccessKeyId=A&Signature=B")));
+        assert!(!is_presigned_the_old_way(Some("XAWSAccessKeyId=A&Signature=B&Expires=1")));
+        assert!(!is_presigned_the_old_way(None));
+    }
 }

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 mod doctor;
 mod environment;
+mod external;
 mod firecracker_setup;
 mod gateway;
 mod iam;

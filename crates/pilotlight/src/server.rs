@@ -30,7 +30,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::{access, config::Config, gateway::Gateway, running::Running, s3_access::Gate, storage::Storage};
+use crate::{access, config::Config, external, gateway::Gateway, running::Running, s3_access::Gate, storage::Storage};
 
 /// How long transitions of microVMs may take to finish once the server is to stop.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(60);
@@ -101,7 +101,11 @@ where
         .context("the development certificate authority cannot be made")?;
     let storage = Storage::open(data_dir)?;
     tracing::info!(guests = guests.name, because = guests.because, "chosen");
-    let (host, host_stopped) = start(storage.artifacts()?).await?;
+    let artifacts = match &config.artifacts {
+        None => storage.artifacts()?,
+        Some(external) => external::artifacts(external)?,
+    };
+    let (host, host_stopped) = start(artifacts).await?;
     let control = Control::open(
         ControlConfig {
             region: config.region.clone(),

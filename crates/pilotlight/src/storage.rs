@@ -16,10 +16,12 @@ use s3s::{
     dto::{GetObjectInput, HeadBucketInput},
     service::{S3Service, S3ServiceBuilder},
 };
-use s3s_fs::FileSystem;
 use tokio::io::AsyncWriteExt;
 
+use self::files::Files;
 use crate::s3_access::Gate;
+
+mod files;
 
 /// S3 over a directory.
 pub struct Storage {
@@ -38,8 +40,8 @@ impl Storage {
         Ok(Self { root })
     }
 
-    fn files(&self) -> anyhow::Result<FileSystem> {
-        FileSystem::new(&self.root).map_err(|error| anyhow::anyhow!("cannot serve {}: {error:?}", self.root.display()))
+    fn files(&self) -> anyhow::Result<Files> {
+        Files::open(&self.root)
     }
 
     /// The endpoint for S3 clients, for those who may.
@@ -57,7 +59,7 @@ impl Storage {
 }
 
 struct Artifacts {
-    files: FileSystem,
+    files: Files,
 }
 
 /// A request as the S3 implementation takes it; only its input matters.
@@ -112,7 +114,7 @@ impl ArtifactSource for Artifacts {
     }
 }
 
-fn write_error(error: io::Error) -> ArtifactError {
+pub(crate) fn write_error(error: io::Error) -> ArtifactError {
     match error.kind() {
         io::ErrorKind::StorageFull => ArtifactError::StorageFull,
         _ => ArtifactError::Other(error),
