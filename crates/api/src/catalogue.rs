@@ -134,6 +134,15 @@ pub fn unsupported_architecture(asked: impl Display, host: impl Display) -> Serv
     ))
 }
 
+/// A key of the caller's own to encrypt with. Not recorded: the service has them. Taking one and encrypting nothing with
+/// it would be worse than saying no.
+#[must_use]
+pub fn unsupported_kms_key() -> ServiceError {
+    validation(
+        "The kmsKeyIdentifier is not supported by this installation, which has no key management service: leave it out",
+    )
+}
+
 /// A payload for an image without a run hook.
 #[must_use]
 pub fn payload_without_run_hook() -> ServiceError {

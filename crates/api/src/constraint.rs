@@ -52,6 +52,11 @@ pattern!(
     ROLE_ARN, r"arn:aws[a-z\-]*:iam::[0-9]{12}:role/?[a-zA-Z_0-9+=,.@\-_/]+"
 );
 pattern!(
+    /// A key of the key management service, by id, ARN or alias.
+    KMS_KEY,
+    r"(arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key|alias)/[a-zA-Z0-9:/_-]+|alias/[a-zA-Z0-9:/_-]+|[a-zA-Z0-9-]+)"
+);
+pattern!(
     /// A log group.
     LOG_GROUP, r"[a-zA-Z0-9_\-/.#]+"
 );

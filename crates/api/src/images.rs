@@ -135,6 +135,9 @@ pub struct VersionRequest {
     pub hooks: Option<Hooks>,
     /// Environment frozen into the image.
     pub environment_variables: Option<BTreeMap<String, Sensitive>>,
+    /// Key to encrypt with; there are none here, and one is refused. Left out of what is kept where it was left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kms_key_identifier: Option<String>,
 }
 
 /// `CreateMicrovmImage`. Serialised, it is what an idempotency record keeps.
@@ -250,6 +253,8 @@ pub struct VersionConfiguration {
     pub hooks: Option<Hooks>,
     /// Environment frozen into the image.
     pub environment_variables: Option<BTreeMap<String, Sensitive>>,
+    /// Key it is encrypted with; always null here.
+    pub kms_key_identifier: Option<String>,
 }
 
 /// `GetMicrovmImage`.

@@ -67,6 +67,9 @@ pub struct RunMicrovmRequest {
     pub idle_policy: Option<IdlePolicy>,
     /// Where output goes.
     pub logging: Option<Logging>,
+    /// Key to encrypt with; there are none here, and one is refused. Left out of what is kept where it was left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kms_key_identifier: Option<String>,
     /// Body of the `/run` hook.
     pub run_hook_payload: Option<Sensitive>,
     /// When it ends at the latest.
@@ -101,6 +104,8 @@ pub struct GetMicrovmResponse {
     pub terminated_at: Option<Timestamp>,
     /// Why it is in that state.
     pub state_reason: Option<String>,
+    /// Key it is encrypted with; always null here.
+    pub kms_key_identifier: Option<String>,
     /// Ways in.
     pub ingress_network_connectors: Vec<String>,
     /// Ways out.

@@ -79,8 +79,17 @@ fn an_image_that_asks_for_nothing_gets_the_defaults() {
             "additionalOsCapabilities": null,
             "hooks": null,
             "environmentVariables": null,
+            "kmsKeyIdentifier": null,
         })
     );
+}
+
+#[test]
+fn a_key_to_encrypt_with_is_refused() {
+    let message = "The kmsKeyIdentifier is not supported by this installation, which has no key management service: \
+                   leave it out";
+    refused(image(json!({ "kmsKeyIdentifier": "alias/mine" })), message);
+    refused(run(json!({ "kmsKeyIdentifier": "alias/mine" })), message);
 }
 
 #[test]

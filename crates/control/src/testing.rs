@@ -517,6 +517,7 @@ pub(crate) fn version_request() -> VersionRequest {
         additional_os_capabilities: None,
         hooks: None,
         environment_variables: None,
+        kms_key_identifier: None,
     }
 }
 
@@ -533,6 +534,7 @@ pub(crate) fn run_request(image: ImageArn) -> RunMicrovmRequest {
         execution_role_arn: None,
         idle_policy: None,
         logging: None,
+        kms_key_identifier: None,
         run_hook_payload: None,
         maximum_duration_in_seconds: None,
         client_token: None,

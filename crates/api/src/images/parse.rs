@@ -3,7 +3,7 @@
 use crate::{
     arn::ImageArn,
     catalogue,
-    constraint::{Constraints, IMAGE_NAME, NON_BLANK, ROLE_ARN, TextRule},
+    constraint::{Constraints, IMAGE_NAME, KMS_KEY, NON_BLANK, ROLE_ARN, TextRule},
     error::ServiceError,
     input::{Field, FromInput, Input, Members},
     logging::Logging,
@@ -22,6 +22,7 @@ use super::{
 const IMAGE_IDENTIFIER: TextRule = TextRule::length(1, 256);
 const NON_BLANK_TEXT: TextRule = TextRule::length(1, 2048).matching(&NON_BLANK);
 const ROLE: TextRule = TextRule::length(20, 2048).matching(&ROLE_ARN);
+const KEY: TextRule = TextRule::length(1, 2048).matching(&KMS_KEY);
 const NAME: TextRule = TextRule::length(1, 64).matching(&IMAGE_NAME);
 const CONNECTOR: TextRule = TextRule::length(1, 2048);
 const CLIENT_TOKEN: TextRule = TextRule::length(1, 128);
@@ -108,6 +109,7 @@ impl VersionRequest {
                 .body("environmentVariables")
                 .texts(c, ENVIRONMENT_MAX, &ENVIRONMENT_KEY, &ENVIRONMENT_VALUE)
                 .map(|texts| texts.into_iter().map(|(name, text)| (name, Sensitive::new(text))).collect()),
+            kms_key_identifier: text("kmsKeyIdentifier", &KEY, c),
         }
     }
 }

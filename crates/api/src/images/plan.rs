@@ -74,6 +74,9 @@ pub struct ImagePlan {
 impl VersionRequest {
     /// Applies the service's rules, in the order in which it was seen to complain.
     pub fn plan(&self, region: &str, host: Architecture) -> Result<ImagePlan, ServiceError> {
+        if self.kms_key_identifier.is_some() {
+            return Err(catalogue::unsupported_kms_key());
+        }
         let artifact = S3Location::parse(&self.code_artifact.uri)?;
         let base_image_version = normalised_version(&self.base_image_arn, self.base_image_version.as_deref(), region)?;
         let architecture = self.architecture(host)?;
@@ -99,6 +102,7 @@ impl VersionRequest {
             additional_os_capabilities: self.additional_os_capabilities.clone(),
             hooks: self.hooks,
             environment_variables: self.environment_variables.clone(),
+            kms_key_identifier: None,
         };
         let all_capabilities = self.additional_os_capabilities.iter().flatten().any(|it| *it == OsCapability::All);
         Ok(ImagePlan { configuration, artifact, size, hooks, architecture, all_capabilities, environment, egress })

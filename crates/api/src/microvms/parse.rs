@@ -2,7 +2,7 @@
 
 use crate::{
     arn::ImageArn,
-    constraint::{Constraints, NON_BLANK, ROLE_ARN, TextRule},
+    constraint::{Constraints, KMS_KEY, NON_BLANK, ROLE_ARN, TextRule},
     error::ServiceError,
     input::{Field, FromInput, Input},
     logging::Logging,
@@ -19,6 +19,7 @@ const IMAGE_IDENTIFIER: TextRule = TextRule::length(1, 256);
 const MICROVM_IDENTIFIER: TextRule = TextRule::length(1, 256);
 const VERSION: TextRule = TextRule::length(1, 2048).matching(&NON_BLANK);
 const ROLE: TextRule = TextRule::length(20, 2048).matching(&ROLE_ARN);
+const KEY: TextRule = TextRule::length(1, 2048).matching(&KMS_KEY);
 const CONNECTOR: TextRule = TextRule::length(1, 2048);
 const CLIENT_TOKEN: TextRule = TextRule::length(1, 128);
 // 4096 as measured, not the 16 KB the documents speak of.
@@ -48,6 +49,7 @@ impl FromInput for RunMicrovmRequest {
         let execution_role_arn = input.body("executionRoleArn").text(c, &ROLE);
         let idle_policy = idle_policy(input.body("idlePolicy"), c);
         let logging = Logging::read(input.body("logging"), c);
+        let kms_key_identifier = input.body("kmsKeyIdentifier").text(c, &KEY);
         let run_hook_payload = input.body("runHookPayload").text(c, &RUN_HOOK_PAYLOAD).map(Sensitive::new);
         let maximum_duration_in_seconds = input
             .body("maximumDurationInSeconds")
@@ -63,6 +65,7 @@ impl FromInput for RunMicrovmRequest {
             execution_role_arn,
             idle_policy,
             logging,
+            kms_key_identifier,
             run_hook_payload,
             maximum_duration_in_seconds,
             client_token,

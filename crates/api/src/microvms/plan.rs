@@ -32,6 +32,9 @@ pub struct RunPlan {
 impl RunMicrovmRequest {
     /// Applies the service's rules and defaults.
     pub fn plan(&self, region: &str) -> Result<RunPlan, ServiceError> {
+        if self.kms_key_identifier.is_some() {
+            return Err(catalogue::unsupported_kms_key());
+        }
         let list = |arns: &Option<Vec<String>>, direction| -> Result<Option<Vec<ManagedConnector>>, ServiceError> {
             match arns.as_deref() {
                 None | Some([]) => Ok(None),

@@ -102,6 +102,7 @@ fn microvm() -> GetMicrovmResponse {
         started_at: Timestamp::from_unix_ms(1_500),
         terminated_at: None,
         state_reason: None,
+        kms_key_identifier: None,
         ingress_network_connectors: vec![],
         egress_network_connectors: vec![],
     }

@@ -156,6 +156,7 @@ fn response(shared: &Shared, record: Record) -> GetMicrovmResponse {
         started_at: Timestamp::from_unix_ms(started_at),
         terminated_at: fate.terminated_at.map(Timestamp::from_unix_ms),
         state_reason: fate.reason,
+        kms_key_identifier: None,
         ingress_network_connectors: contract.ingress,
         egress_network_connectors: contract.egress,
     }
