@@ -26,6 +26,7 @@ demo: setup
 
 test: setup
 	cargo test --release --workspace
+	cargo run --release -p e2e --bin conformance
 	cargo run --release -p e2e
 
 lint:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prepares a fresh Debian 12 (or later) or Ubuntu 24.04 machine for Pilotlight: packages, guest kernel, binaries, guest
-# image, base images, and Python's AWS SDK for the demo and the tests. Run it as often as you like: what is there stays.
+# image, base images, and AWS's SDKs and command line for the demo and the tests. Run it as often as you like: what is there stays.
 #
 # PILOTLIGHT_ASSETS names the directory for what all checkouts share; /var/lib/pilotlight/assets unless set.
 set -euo pipefail
@@ -9,7 +9,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly assets=${PILOTLIGHT_ASSETS:-/var/lib/pilotlight/assets}
 readonly triple=$(uname -m)-unknown-linux-gnu
 readonly boto3=1.44.5
-readonly packages=(
+readonly awscli=1.46.3
+readonly javascript_sdk=3.1131.0
+packages=(
   # runs microVMs
   qemu-system-x86 nftables iproute2 kmod e2fsprogs
   # builds their images
@@ -21,7 +23,11 @@ readonly packages=(
   # runs the demo and the tests: Python resolves *.localhost only with libnss-myhostname
   python3 python3-venv libnss-myhostname
 )
-readonly steps=6
+# Drives the tests' JavaScript. A Node.js from elsewhere comes with an npm that Debian's does not go with.
+command -v node >/dev/null || packages+=(nodejs)
+command -v npm >/dev/null || packages+=(npm)
+readonly packages
+readonly steps=7
 step=0
 
 # The last line of a failed setup: one sentence that says what to do.
@@ -76,14 +82,29 @@ make_guest_image() {
 
 make_venv() {
   local key
-  key="boto3==$boto3 $(/usr/bin/python3 --version)"
+  key="boto3==$boto3 awscli==$awscli $(/usr/bin/python3 --version)"
   ! stamped target/venv/pilotlight-stamp "$key" || return 0
   rm -rf target/venv
   # Debian's own interpreter: another one earlier on PATH may lack the venv module or go away.
   /usr/bin/python3 -m venv target/venv
-  target/venv/bin/pip install --quiet --disable-pip-version-check "boto3==$boto3"
+  target/venv/bin/pip install --quiet --disable-pip-version-check "boto3==$boto3" "awscli==$awscli"
   target/venv/bin/python -c 'import boto3; boto3.client("lambda-microvms", region_name="us-east-1")'
+  target/venv/bin/python -m awscli --version
   echo "$key" >target/venv/pilotlight-stamp
+}
+
+# For the conformance suite alone. The tests ask of Node.js what Debian 12 has, and of the network only the registry.
+make_node_modules() {
+  local key
+  key="@aws-sdk/client-lambda-microvms@$javascript_sdk $(node --version)"
+  ! stamped target/node/pilotlight-stamp "$key" || return 0
+  rm -rf target/node
+  mkdir target/node
+  echo '{"private": true}' >target/node/package.json
+  npm install --prefix target/node --no-audit --no-fund --omit=dev --ignore-scripts --save-exact \
+    "@aws-sdk/client-lambda-microvms@$javascript_sdk"
+  (cd target/node && node -e 'new (require("@aws-sdk/client-lambda-microvms").LambdaMicrovmsClient)({region: "us-east-1"})')
+  echo "$key" >target/node/pilotlight-stamp
 }
 
 [[ $EUID -eq 0 ]] || fail "run it as root, for example: sudo -E make setup"
@@ -109,5 +130,9 @@ run "guest image" "the guest image could not be packed: remove target/guest and 
   make_guest_image
 run "base images in $assets/storage (two minutes the first time)" "the base images could not be made: check the network, then run make setup again" \
   scripts/base-images.sh "$assets/storage"
-run "Python's AWS SDK in target/venv" "pip could not install boto3 $boto3: check the network, then run make setup again" \
+run "AWS's SDK for Python and command line in target/venv" \
+  "pip could not install boto3 $boto3 and awscli $awscli: check the network, then run make setup again" \
   make_venv
+run "AWS's SDK for JavaScript in target/node" \
+  "npm could not install @aws-sdk/client-lambda-microvms $javascript_sdk: check the network, then run make setup again" \
+  make_node_modules

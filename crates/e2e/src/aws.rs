@@ -21,7 +21,17 @@ use serde_json::{Value, json};
 
 use crate::repository;
 
-const BRIDGE: &str = include_str!("bridge.py");
+/// What the interpreter runs: the bridge, with the module it imports in place of a file.
+const BRIDGE: &str = concat!(
+    "import sys, types\n",
+    "shapes = types.ModuleType('shapes')\n",
+    "exec(sys.argv[1], shapes.__dict__)\n",
+    "sys.modules['shapes'] = shapes\n",
+    include_str!("bridge.py")
+);
+
+/// Answers against the model that ships in botocore.
+const SHAPES: &str = include_str!("shapes.py");
 
 /// Longest wait for any one answer; every client behind the bridge has a shorter limit of its own.
 const ANSWER_MAX: Duration = Duration::from_secs(240);
@@ -70,6 +80,40 @@ impl HttpAnswer {
     }
 }
 
+/// What the API answered to a request that was sent as it is.
+#[derive(Debug, Clone, Deserialize)]
+pub struct RawAnswer {
+    /// HTTP status.
+    pub status: u16,
+    /// Header fields, names in lower case.
+    pub headers: BTreeMap<String, String>,
+    /// The body.
+    pub body: String,
+    /// What about it the service's model does not allow.
+    pub mismatches: Vec<String>,
+}
+
+impl RawAnswer {
+    /// The error's name; empty for a success.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        self.headers.get("x-amzn-errortype").map_or("", String::as_str)
+    }
+
+    /// The error's text.
+    #[must_use]
+    pub fn message(&self) -> String {
+        let body: Value = serde_json::from_str(&self.body).unwrap_or_default();
+        [&body["message"], &body["Message"]].into_iter().find_map(Value::as_str).unwrap_or_default().to_owned()
+    }
+}
+
+impl fmt::Display for RawAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.status, self.kind(), self.body)
+    }
+}
+
 /// Who signs, and when they think it is.
 #[derive(Debug, Clone, Default)]
 pub struct Signer {
@@ -106,7 +150,7 @@ impl Aws {
     pub fn start(environment: &BTreeMap<String, String>) -> anyhow::Result<Self> {
         let python = python();
         let mut child = Command::new(&python)
-            .args(["-u", "-c", BRIDGE])
+            .args(["-u", "-c", BRIDGE, SHAPES])
             .envs(environment)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -191,7 +235,31 @@ impl Aws {
         }))
     }
 
-    /// One HTTPS request: `method`, `url`, `headers`, `body`, `timeout`.
+    /// The service's model as it ships in botocore.
+    pub fn model(&self, service: &str) -> anyhow::Result<Value> {
+        self.send(json!({"op": "model", "service": service}))?.wait()
+    }
+
+    /// A request to the API as it is given: `method`, `target`, `headers`, `body`, `unsigned`; with `service` and
+    /// `operation`, its answer is held against the model, and one that does not fit is an error.
+    pub fn raw(&self, mut request: Value) -> anyhow::Result<RawAnswer> {
+        request["op"] = json!("raw");
+        let answer: RawAnswer = serde_json::from_value(self.send(request.clone())?.wait()?)?;
+        if !answer.mismatches.is_empty() {
+            bail!("{request}\n  was answered {answer}\n  which is wrong: {}", answer.mismatches.join("; "));
+        }
+        Ok(answer)
+    }
+
+    /// An address that is enough to do this with S3 for so many seconds.
+    pub fn presigned(&self, operation: &str, parameters: Value, expires: u32) -> anyhow::Result<String> {
+        let request = json!({
+            "op": "presign", "client": "s3", "operation": operation, "parameters": parameters, "expires": expires,
+        });
+        Ok(serde_json::from_value(self.send(request)?.wait()?)?)
+    }
+
+    /// One HTTPS (or, by its URL, HTTP) request: `method`, `url`, `headers`, `body`, `timeout`.
     pub fn ask(&self, request: Value) -> anyhow::Result<HttpAnswer> {
         Ok(serde_json::from_value(self.ask_later(request)?.wait()?)?)
     }

@@ -14,9 +14,12 @@ import urllib.parse
 import warnings
 
 import botocore.auth
+import botocore.awsrequest
 import botocore.config
 import botocore.exceptions
 import botocore.session
+
+import shapes
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 writing = threading.Lock()
@@ -34,9 +37,67 @@ def client(request):
             config = botocore.config.Config(
                 retries={"total_max_attempts": 1}, read_timeout=180, max_pool_connections=64,
                 s3={"addressing_style": "path"})
-            clients[key] = boto3.session.Session().client(
+            made = boto3.session.Session().client(
                 key[0], aws_access_key_id=key[1], aws_secret_access_key=key[2], config=config)
+            for service in MODELLED:
+                made.meta.events.register(f"before-parse.{service}", look)
+            clients[key] = made
         return clients[key]
+
+
+MODELLED = ("lambda-microvms", "lambda-core")
+seen = threading.local()
+
+
+class ShapeMismatch(Exception):
+    """An answer that the service's model does not allow, whatever the client made of it."""
+
+
+def look(operation_model, response_dict, **_):
+    """Every answer is looked at as it came, before boto3 reads it."""
+    seen.mismatches = shapes.mismatches(
+        operation_model, response_dict["status_code"], response_dict["headers"], response_dict["body"])
+
+
+def operation_model(service, name):
+    with making:
+        return botocore.session.get_session().get_service_model(service).operation_model(name)
+
+
+def model(request):
+    """The service's model, as it ships."""
+    loader = botocore.session.get_session().get_component("data_loader")
+    return loader.load_service_model(request["service"], "service-2")
+
+
+def raw(request):
+    """One request to the API as it is given, signed unless it is not to be; the answer as it came, and what is wrong
+    with it. This is how a client sends what an SDK would not."""
+    url = os.environ["AWS_ENDPOINT_URL"] + request["target"]
+    signed = botocore.awsrequest.AWSRequest(
+        request["method"], url, data=(request.get("body") or "").encode(), headers=request.get("headers") or {})
+    if not request.get("unsigned"):
+        credentials = botocore.session.get_session().get_credentials()
+        botocore.auth.SigV4Auth(credentials, "lambda", os.environ["AWS_REGION"]).add_auth(signed)
+    address = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
+    try:
+        # The target as it is: a library that tidied it up would send another than was signed.
+        connection.request(request["method"], request["target"], signed.body, dict(signed.headers.items()))
+        response = connection.getresponse()
+        body, headers = response.read(), dict(response.getheaders())
+    finally:
+        connection.close()
+    wrong = []
+    if "operation" in request:
+        wrong = shapes.mismatches(
+            operation_model(request["service"], request["operation"]), response.status, headers, body)
+    return {
+        "status": response.status,
+        "headers": {name.lower(): value for name, value in headers.items()},
+        "body": body.decode(errors="replace"),
+        "mismatches": wrong,
+    }
 
 
 shifted = threading.local()
@@ -64,19 +125,29 @@ def call(request):
     parameters = dict(request.get("parameters") or {})
     if "BodyFile" in parameters:
         parameters["Body"] = open(parameters.pop("BodyFile"), "rb")
-    with clock(request.get("clock_offset", 0)):
-        answer = getattr(client(request), request["operation"])(**parameters)
+    seen.mismatches = []
+    try:
+        with clock(request.get("clock_offset", 0)):
+            answer = getattr(client(request), request["operation"])(**parameters)
+    finally:
+        if seen.mismatches:
+            raise ShapeMismatch(f"{request['operation']}: " + "; ".join(seen.mismatches))
     status = answer.pop("ResponseMetadata", {}).get("HTTPStatusCode")
+    if "Body" in answer:
+        answer["Body"] = answer["Body"].read().decode(errors="replace")
     return {"status": status, "answer": answer}
 
 
 def ask(request):
-    """One HTTPS request, verified against the CA, as curl would make it."""
+    """One HTTPS request, verified against the CA, as curl would make it; a plain one where the URL says so."""
     url = urllib.parse.urlsplit(request["url"])
+    timeout = request.get("timeout", 60)
     context = ssl.create_default_context(cafile=os.environ["PILOTLIGHT_CA_BUNDLE"])
     begin = time.monotonic()
-    connection = http.client.HTTPSConnection(
-        url.hostname, url.port or 443, timeout=request.get("timeout", 60), context=context)
+    if url.scheme == "http":
+        connection = http.client.HTTPConnection(url.hostname, url.port or 80, timeout=timeout)
+    else:
+        connection = http.client.HTTPSConnection(url.hostname, url.port or 443, timeout=timeout, context=context)
     try:
         target = url.path or "/"
         if url.query:
@@ -97,6 +168,12 @@ def ask(request):
         }
     finally:
         connection.close()
+
+
+def presign(request):
+    """An address that is enough."""
+    return client(request).generate_presigned_url(
+        request["operation"], Params=request["parameters"], ExpiresIn=request["expires"])
 
 
 def many(request):
@@ -130,7 +207,7 @@ def plain(value):
 def serve(request):
     answer = {"id": request["id"]}
     try:
-        answer["ok"] = {"call": call, "ask": ask, "many": many}[request["op"]](request)
+        answer["ok"] = {"call": call, "ask": ask, "many": many, "raw": raw, "model": model, "presign": presign}[request["op"]](request)
     except botocore.exceptions.ClientError as error:
         said = error.response.get("Error", {})
         answer["error"] = {

@@ -1,21 +1,24 @@
 //! Real binaries, real VMs, real clients: what the tests and the benchmarks share.
 //!
 //! A [`Stage`] is one `pilotlight serve` on a small disk of its own, an unmodified boto3 beside it ([`aws`]), and one
-//! image built at the start. Everything a stage made is removed when it is dropped, on a panic and on ctrl-C.
+//! image built at the start. A [`Front`] is one `sim serve` and a boto3: everything before a VM. Everything a stage made is removed when it is dropped, on a panic and on ctrl-C.
 
 #![forbid(unsafe_code)]
 
 pub mod aws;
 pub mod bare;
 pub mod disk;
+pub mod front;
 pub mod image;
 pub mod machine;
 pub mod microvm;
+pub mod model;
 pub mod server;
 pub mod stage;
 pub mod sweep;
 
 pub use aws::{Aws, AwsError, HttpAnswer};
+pub use front::Front;
 pub use microvm::Microvm;
 pub use stage::Stage;
 

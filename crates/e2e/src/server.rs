@@ -1,4 +1,4 @@
-//! One `pilotlight serve`: started, killed, started again.
+//! One `pilotlight serve`, or one `sim serve`: started, killed, started again.
 
 use std::{
     collections::BTreeMap,
@@ -24,10 +24,18 @@ const DRAIN_MAX: Duration = Duration::from_secs(60);
 
 /// A server and where it keeps its things.
 pub struct Server {
+    program: PathBuf,
+    arguments: Vec<String>,
     child: Option<Child>,
     data_dir: PathBuf,
     log: PathBuf,
     ports: Option<(u16, u16)>,
+}
+
+/// The server over pretend VMs.
+#[must_use]
+pub fn simulation() -> PathBuf {
+    repository().join("target/release/sim")
 }
 
 /// The program under test.
@@ -40,7 +48,14 @@ impl Server {
     /// A server that is not started.
     #[must_use]
     pub fn new(data_dir: PathBuf, log: PathBuf) -> Self {
-        Self { child: None, data_dir, log, ports: None }
+        Self::of(program(), &[], data_dir, log)
+    }
+
+    /// A server of this program, with more arguments than every server has; not started.
+    #[must_use]
+    pub fn of(program: PathBuf, arguments: &[&str], data_dir: PathBuf, log: PathBuf) -> Self {
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        Self { program, arguments, child: None, data_dir, log, ports: None }
     }
 
     /// Its data directory.
@@ -54,7 +69,7 @@ impl Server {
     pub fn start(&mut self) -> anyhow::Result<()> {
         let (api, edge) = self.ports.unwrap_or((0, 0));
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let mut child = Command::new(program())
+        let mut child = Command::new(&self.program)
             .arg("serve")
             .arg("--data-dir")
             .arg(&self.data_dir)
@@ -62,12 +77,13 @@ impl Server {
             .arg(repository().join("target/guest/initramfs.img"))
             .args(["--api-address", &format!("127.0.0.1:{api}"), "--edge-port", &edge.to_string()])
             .args(["--region", "us-east-1"])
+            .args(&self.arguments)
             .current_dir(repository())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
-            .with_context(|| format!("starting {}", program().display()))?;
+            .with_context(|| format!("starting {} (made by `make setup`)", self.program.display()))?;
         let stdout = BufReader::new(child.stdout.take().context("stdout is piped")?);
         self.child = Some(child);
         // After the start, so that either this or the sweep sees the process.

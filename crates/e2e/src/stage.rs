@@ -35,7 +35,17 @@ pub struct Stage {
 }
 
 /// Swept when dropped, and when setting the stage fails half-way.
-struct WorkDir(PathBuf);
+pub(crate) struct WorkDir(pub(crate) PathBuf);
+
+impl WorkDir {
+    /// A fresh one for a server that keeps its things below this name in it; whoever gets it makes that directory.
+    pub(crate) fn make(data: &str) -> anyhow::Result<(Self, PathBuf)> {
+        let path = TempDir::with_prefix_in("pl-e2e-", "/var/tmp")?.keep();
+        let data_dir = path.join(data);
+        sweep::register(&data_dir, &path);
+        Ok((Self(path), data_dir))
+    }
+}
 
 impl Drop for WorkDir {
     fn drop(&mut self) {
@@ -59,10 +69,7 @@ pub struct Traces {
 impl Stage {
     /// Starts a server on a disk of its own and builds the image there.
     pub fn set(source: &Source, size_mib: u32) -> anyhow::Result<Self> {
-        let work_dir = TempDir::with_prefix_in("pl-e2e-", "/var/tmp")?.keep();
-        let data_dir = work_dir.join("disk/data");
-        sweep::register(&data_dir, &work_dir);
-        let work_dir = WorkDir(work_dir);
+        let (work_dir, data_dir) = WorkDir::make("disk/data")?;
         disk::mount(&work_dir.0.join("disk.img"), &work_dir.0.join("disk"))?;
         std::fs::create_dir(&data_dir)?;
         let mut server = Server::new(data_dir, work_dir.0.join("server.log"));

@@ -1,8 +1,6 @@
 //! The AWS-shaped API over HTTP: finds the operation, reads the request, writes the answer. Nothing here decides.
 
 mod answer;
-#[cfg(test)]
-mod compatibility;
 mod dispatch;
 mod operations;
 mod routes;
