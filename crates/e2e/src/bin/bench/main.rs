@@ -5,7 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+mod api;
 mod driver;
+mod load;
 
 use std::{
     fs,
@@ -26,7 +28,7 @@ const WARM_UPS: usize = 1;
 /// What the app is asked.
 const PATH: &str = "/";
 
-const GROUPS: [&str; 4] = ["launch", "suspend", "wake", "driver"];
+const GROUPS: [&str; 5] = ["launch", "suspend", "wake", "driver", "api"];
 
 fn main() -> ExitCode {
     let asked: Vec<String> = std::env::args().skip(1).filter(|group| !group.is_empty()).collect();
@@ -61,6 +63,18 @@ fn bench(asked: &[String]) -> anyhow::Result<()> {
         ensure!(GROUPS.contains(&group.as_str()), "there is no group '{group}'; the groups are {}", GROUPS.join(", "));
     }
     let wanted = |group: &str| asked.is_empty() || asked.iter().any(|name| name == group);
+    let mut rows = Vec::new();
+    if wanted("api") {
+        rows.extend(api::bench()?);
+    }
+    if GROUPS.into_iter().any(|group| group != "api" && wanted(group)) {
+        rows.extend(over_vms(wanted)?);
+    }
+    report(&rows)
+}
+
+/// The groups that need an image and VMs.
+fn over_vms(wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<Row>> {
     eprintln!("building the image flask-counter (512 MiB baseline, 2 GiB guest) ...");
     let stage = Stage::set(&Source::example("flask-counter")?, 512)?;
     eprintln!("built in {:.1} s", stage.build_time.as_secs_f64());
@@ -86,7 +100,7 @@ fn bench(asked: &[String]) -> anyhow::Result<()> {
     if wanted("driver") {
         rows.extend(driver::bench(&stage.scratch("driver"))?);
     }
-    report(&rows)
+    Ok(rows)
 }
 
 /// RunMicrovm → first 200 through HTTPS with token.
