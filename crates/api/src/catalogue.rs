@@ -167,10 +167,185 @@ pub fn unrecognized_connector(arn: &str) -> ServiceError {
     validation(format!("Unrecognized managed network connector ARN: {arn}"))
 }
 
-/// A connector of the account's own, of which there can be none here yet. Not recorded.
+/// No such connector of the account's own, in a request that is to use it. Not recorded.
 #[must_use]
 pub fn unknown_connector(arn: &str) -> ServiceError {
     validation(format!("Network connector not found for: {arn}"))
+}
+
+/// A connector that cannot be used now. That it must be ACTIVE is documented; the sentence is not recorded.
+#[must_use]
+pub fn connector_not_active(arn: &str, state: impl Display) -> ServiceError {
+    validation(format!("The network connector {arn} is in state {state}; it must be ACTIVE to be used"))
+}
+
+/// A connector that leads out, among those that lead in. Not recorded.
+#[must_use]
+pub fn connector_leads_out(arn: &str) -> ServiceError {
+    validation(format!("The network connector {arn} is of type VPC_EGRESS and cannot be used for ingress"))
+}
+
+/// A connector that is for something else. Not recorded.
+#[must_use]
+pub fn connector_not_for_microvms(arn: &str) -> ServiceError {
+    validation(format!("The network connector {arn} is not associated with the compute resource type MicroVm"))
+}
+
+/// Connectors that would have to be one way out. Not recorded.
+#[must_use]
+pub fn egress_not_combinable() -> ServiceError {
+    validation("INTERNET_EGRESS cannot be combined with other egress network connectors")
+}
+
+/// A connector whose subnet leads to the internet, past rules that are not enforced here yet. Pilotlight's own.
+#[must_use]
+pub fn egress_not_enforced(arn: &str, subnet: &str) -> ServiceError {
+    validation(format!(
+        "The network connector {arn} leads to the internet by {subnet}, and its security groups are not enforced by this \
+         installation yet. Use a connector whose subnets have `internet = false`, which gives no egress at all, or \
+         INTERNET_EGRESS"
+    ))
+}
+
+/// A connector whose subnet is in the configuration no more. Pilotlight's own.
+#[must_use]
+pub fn connector_lost_subnet(arn: &str, subnet: &str) -> ServiceError {
+    validation(format!(
+        "The network connector {arn} names {subnet}, which is not declared in this server's configuration any more"
+    ))
+}
+
+fn invalid_parameter(message: impl Into<String>) -> ServiceError {
+    ServiceError::InvalidParameterValue { message: message.into() }
+}
+
+/// No such connector, in an operation on connectors; `arn` is what its ARN would be.
+#[must_use]
+pub fn connector_not_found(arn: impl Display) -> ServiceError {
+    ServiceError::ConnectorNotFound { message: format!("Network connector not found for: {arn}") }
+}
+
+/// A token that the model lets a client leave out, and the service does not.
+#[must_use]
+pub fn client_token_required() -> ServiceError {
+    invalid_parameter("ClientToken is a required field")
+}
+
+/// A role that the model lets a client leave out, and the service does not.
+#[must_use]
+pub fn operator_role_required() -> ServiceError {
+    invalid_parameter("NetworkConnectorOperatorRole is required for VPC_EGRESS connector type")
+}
+
+/// A member that the model lets a client leave out, and the service does not.
+#[must_use]
+pub fn member_required(member: &str) -> ServiceError {
+    invalid_parameter(format!("{member} cannot be null or empty"))
+}
+
+/// A name that could be taken for another kind of identifier. Not recorded.
+#[must_use]
+pub fn bad_connector_name(name: &str) -> ServiceError {
+    invalid_parameter(format!("Name '{name}' must be neither an ARN nor have the form of a network connector's id"))
+}
+
+/// A subnet that there is not. Not recorded.
+#[must_use]
+pub fn unknown_subnet(id: &str) -> ServiceError {
+    invalid_parameter(format!("The subnet ID '{id}' does not exist: declare it under [[subnets]] in the configuration"))
+}
+
+/// A security group that there is not. Not recorded.
+#[must_use]
+pub fn unknown_security_group(id: &str) -> ServiceError {
+    invalid_parameter(format!(
+        "The security group '{id}' does not exist: declare it under [[security_groups]] in the configuration"
+    ))
+}
+
+/// Addresses that guests do not have here. Pilotlight's own.
+#[must_use]
+pub fn dual_stack_unsupported() -> ServiceError {
+    invalid_parameter(
+        "NetworkProtocol DualStack is not supported by this installation, whose subnets have IPv4: use IPv4",
+    )
+}
+
+/// Addresses that this installation cannot get. Pilotlight's own.
+#[must_use]
+pub fn elastic_ip_unsupported() -> ServiceError {
+    invalid_parameter("ElasticIpConfiguration ServiceManaged is not supported by this installation: use None")
+}
+
+/// The name is taken. Not recorded.
+#[must_use]
+pub fn duplicate_connector_name(name: &str) -> ServiceError {
+    ServiceError::ResourceConflict { message: format!("A network connector with the name '{name}' already exists") }
+}
+
+/// A token that came before with other parameters. Not recorded.
+#[must_use]
+pub fn connector_token_reused() -> ServiceError {
+    ServiceError::ResourceConflict {
+        message: "The client token was already used in a request with different parameters".into(),
+    }
+}
+
+/// A change that the connector's state does not allow. Not recorded.
+#[must_use]
+pub fn connector_busy(arn: impl Display, state: impl Display, updating: bool) -> ServiceError {
+    let how = if updating { ", with an update in progress," } else { "" };
+    ServiceError::ResourceConflict {
+        message: format!("The network connector {arn} is in state {state}{how} and cannot be changed now"),
+    }
+}
+
+/// Deletion of a connector that something uses. The service only asks its users not to.
+#[must_use]
+pub fn connector_in_use(arn: impl Display) -> ServiceError {
+    ServiceError::ResourceConflict {
+        message: format!(
+            "The network connector {arn} is used by microVMs that have not ended, or by versions of images"
+        ),
+    }
+}
+
+/// Deletion of the version that counts. Documented as a rule; the sentence is not recorded.
+#[must_use]
+pub fn connector_version_latest(arn: impl Display) -> ServiceError {
+    ServiceError::ResourceConflict {
+        message: format!(
+            "{arn} is the version in force or the latest one: it goes only with the whole network connector"
+        ),
+    }
+}
+
+/// A version, where the operation is about all of them. Not recorded.
+#[must_use]
+pub fn connector_version_unwanted(identifier: &str) -> ServiceError {
+    invalid_parameter(format!("Identifier '{identifier}' must not name a version here"))
+}
+
+/// A marker that no list gave out. Not recorded.
+#[must_use]
+pub fn bad_marker() -> ServiceError {
+    invalid_parameter("Marker is not one that this list gave out with the same State")
+}
+
+/// More connectors than there can be. The number is not documented by the service.
+#[must_use]
+pub fn connector_limit(max: u32) -> ServiceError {
+    ServiceError::NetworkConnectorLimitExceeded {
+        message: format!("The account has reached the maximum of {max} network connectors"),
+    }
+}
+
+/// More versions of a connector than there can be. The number is not documented by the service.
+#[must_use]
+pub fn connector_version_limit(max: u32) -> ServiceError {
+    ServiceError::NetworkConnectorLimitExceeded {
+        message: format!("The network connector has reached the maximum of {max} versions: delete older ones first"),
+    }
 }
 
 /// No such resource, when asked for its tags. Not recorded for what is neither an image nor a connector.

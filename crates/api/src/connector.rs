@@ -1,10 +1,12 @@
-//! The managed network connectors: who may reach a microVM, and what it may reach.
+//! The managed network connectors: who may reach a microVM, and what it may reach; and how requests name these and the
+//! account's own ([`crate::connectors`]).
 
 use std::fmt;
 
 use crate::{
     arn::Arn,
     catalogue,
+    connectors::ConnectorArn as OwnArn,
     error::ServiceError,
     word::{Word as _, words},
 };
@@ -60,7 +62,10 @@ impl ManagedConnector {
             return Err(catalogue::malformed_connector());
         }
         if parts.account != "aws" {
-            return Err(catalogue::unknown_connector(arn));
+            return Err(match direction {
+                Direction::Ingress => catalogue::connector_leads_out(arn),
+                Direction::Egress => catalogue::unknown_connector(arn),
+            });
         }
         parts
             .resource
@@ -73,6 +78,41 @@ impl ManagedConnector {
     /// Reads a list of them.
     pub fn from_arns(arns: &[String], region: &str, direction: Direction) -> Result<Vec<Self>, ServiceError> {
         arns.iter().map(|arn| Self::from_arn(arn, region, direction)).collect()
+    }
+}
+
+/// A way out, as a request names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EgressConnector {
+    /// One of AWS's.
+    Managed(ManagedConnector),
+    /// One of an account's own, which may or may not be there.
+    Own(OwnArn),
+}
+
+impl EgressConnector {
+    /// Its name in a region.
+    #[must_use]
+    pub fn arn(&self, region: &str) -> String {
+        match self {
+            Self::Managed(connector) => connector.arn(region),
+            Self::Own(arn) => arn.to_string(),
+        }
+    }
+
+    /// Reads the ARN of a way out.
+    pub fn from_arn(arn: &str, region: &str) -> Result<Self, ServiceError> {
+        match OwnArn::parse(arn) {
+            Some(own) if own.account != "aws" => Ok(Self::Own(own)),
+            Some(_) | None => ManagedConnector::from_arn(arn, region, Direction::Egress).map(Self::Managed),
+        }
+    }
+
+    /// Reads a list of them. The internet and something that is not the internet are not one way out.
+    pub fn from_arns(arns: &[String], region: &str) -> Result<Vec<Self>, ServiceError> {
+        let ways: Vec<_> = arns.iter().map(|arn| Self::from_arn(arn, region)).collect::<Result<_, _>>()?;
+        let own = ways.iter().filter(|way| matches!(way, Self::Own(_))).count();
+        if own > 0 && own < ways.len() { Err(catalogue::egress_not_combinable()) } else { Ok(ways) }
     }
 }
 
@@ -115,5 +155,23 @@ mod tests {
         assert_eq!(read(no_egress), format!("Unrecognized managed network connector ARN: {no_egress}"));
         let own = "arn:aws:lambda:us-east-1:123456789012:network-connector:nc-1";
         assert_eq!(read(own), format!("Network connector not found for: {own}"));
+        let inward = ManagedConnector::from_arn(own, REGION, Direction::Ingress).unwrap_err().to_string();
+        assert_eq!(inward, format!("The network connector {own} is of type VPC_EGRESS and cannot be used for ingress"));
+    }
+
+    #[test]
+    fn a_way_out_is_managed_or_own_and_not_both() {
+        let own = "arn:aws:lambda:us-east-1:123456789012:network-connector:nc-00000000-0000-4000-8000-000000000001:3";
+        let internet = ManagedConnector::InternetEgress.arn(REGION);
+        let read = |arns: &[&str]| {
+            let arns: Vec<_> = arns.iter().map(|arn| (*arn).to_owned()).collect();
+            EgressConnector::from_arns(&arns, REGION)
+        };
+        let ways = read(&[own, own]).unwrap();
+        assert_eq!(ways.iter().map(|way| way.arn(REGION)).collect::<Vec<_>>(), [own, own]);
+        assert_eq!(read(&[&internet]), Ok(vec![EgressConnector::Managed(ManagedConnector::InternetEgress)]));
+        assert_eq!(read(&[&internet, own]), Err(catalogue::egress_not_combinable()));
+        let office = own.replace("nc-00000000-0000-4000-8000-000000000001:3", "office");
+        assert_eq!(read(&[&office]), Err(catalogue::unknown_connector(&office)));
     }
 }

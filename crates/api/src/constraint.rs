@@ -20,7 +20,7 @@ pub struct Pattern {
 
 impl Pattern {
     /// A pattern as the model writes it.
-    fn matches(&self, text: &str) -> bool {
+    pub(crate) fn matches(&self, text: &str) -> bool {
         self.whole.is_match(text)
     }
 }
@@ -69,6 +69,26 @@ pattern!(
     TAG_TEXT, r"([\p{L}\p{Z}\p{N}_.:/=+\-@]*)"
 );
 
+pattern!(
+    /// A connector's name.
+    CONNECTOR_NAME,
+    r"(arn:aws[a-zA-Z-]*:lambda:(eusc-)?[a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\d{1}:\d{12}:network-connector:[a-zA-Z0-9-_]+(:[1-9][0-9]*)?)|[a-zA-Z0-9_-]{1,64}",
+    r"(arn:aws[a-zA-Z-]*:lambda:(eusc-)?[a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-[0-9]{1}:[0-9]{12}:network-connector:[a-zA-Z0-9_\-]+(:[1-9][0-9]*)?)|[a-zA-Z0-9_\-]{1,64}"
+);
+pattern!(
+    /// A connector's role.
+    CONNECTOR_ROLE_ARN,
+    r"arn:(aws[a-zA-Z-]*)?:iam::\d{12}:role/?[a-zA-Z_0-9+=,.@\-_/]+",
+    r"arn:(aws[a-zA-Z-]*)?:iam::[0-9]{12}:role/?[a-zA-Z_0-9+=,.@\-_/]+"
+);
+pattern!(
+    /// A subnet.
+    SUBNET_ID, r"subnet-[0-9a-z]*"
+);
+pattern!(
+    /// A security group.
+    SECURITY_GROUP_ID, r"sg-[0-9a-zA-Z]*"
+);
 pattern!(
     /// What can have tags: everything of Lambda's that can, also what is not served here.
     TAGGABLE_RESOURCE,

@@ -49,6 +49,24 @@ pub enum ServiceError {
         /// Which.
         message: String,
     },
+    /// There is no such connector. The service says it with a capital letter.
+    #[error("{message}")]
+    ConnectorNotFound {
+        /// What is missing.
+        message: String,
+    },
+    /// There are too many connectors, or versions of one.
+    #[error("{message}")]
+    NetworkConnectorLimitExceeded {
+        /// Which limit.
+        message: String,
+    },
+    /// Something broke on this side, in that family.
+    #[error("{message}")]
+    Service {
+        /// What the caller may know.
+        message: String,
+    },
     /// It cannot be done now, in that family.
     #[error("{message}")]
     ResourceConflict {
@@ -111,6 +129,15 @@ pub struct WireError {
 }
 
 impl ServiceError {
+    /// The same as the connector operations say it: their model has no `InternalServerException`.
+    #[must_use]
+    pub fn of_connectors(self) -> Self {
+        match self {
+            Self::InternalServer { message, retry_after_seconds: _ } => Self::Service { message },
+            other => other,
+        }
+    }
+
     /// The error's name in the service's model.
     #[must_use]
     pub fn kind(&self) -> &'static str {
@@ -121,6 +148,9 @@ impl ServiceError {
             Self::ResourceNotFound { .. } => "ResourceNotFoundException",
             Self::Conflict { .. } => "ConflictException",
             Self::InvalidParameterValue { .. } => "InvalidParameterValueException",
+            Self::ConnectorNotFound { .. } => "ResourceNotFoundException",
+            Self::NetworkConnectorLimitExceeded { .. } => "NetworkConnectorLimitExceededException",
+            Self::Service { .. } => "ServiceException",
             Self::ResourceConflict { .. } => "ResourceConflictException",
             Self::Throttling { .. } => "ThrottlingException",
             Self::ServiceQuotaExceeded { .. } => "ServiceQuotaExceededException",
@@ -135,14 +165,17 @@ impl ServiceError {
     #[must_use]
     pub fn status(&self) -> u16 {
         match self {
-            Self::Validation { .. } | Self::Serialization { .. } | Self::InvalidParameterValue { .. } => 400,
+            Self::Validation { .. }
+            | Self::Serialization { .. }
+            | Self::InvalidParameterValue { .. }
+            | Self::NetworkConnectorLimitExceeded { .. } => 400,
             Self::ServiceQuotaExceeded { .. } => 402,
             Self::AccessDenied { .. } => 403,
-            Self::ResourceNotFound { .. } | Self::UnknownOperation { .. } => 404,
+            Self::ResourceNotFound { .. } | Self::ConnectorNotFound { .. } | Self::UnknownOperation { .. } => 404,
             Self::Conflict { .. } | Self::ResourceConflict { .. } => 409,
             Self::RequestTooLarge { .. } => 413,
             Self::Throttling { .. } => 429,
-            Self::InsufficientCapacity { .. } | Self::InternalServer { .. } => 500,
+            Self::InsufficientCapacity { .. } | Self::InternalServer { .. } | Self::Service { .. } => 500,
         }
     }
 
@@ -160,9 +193,12 @@ impl ServiceError {
                 json!({ "message": message, "resourceId": resource_id, "resourceType": resource_type })
             }
             // What Lambda's older operations say of every fault of the caller's.
-            Self::InvalidParameterValue { message } | Self::ResourceConflict { message } => {
-                json!({ "Type": "User", "message": message })
-            }
+            Self::InvalidParameterValue { message }
+            | Self::ResourceConflict { message }
+            | Self::NetworkConnectorLimitExceeded { message } => json!({ "Type": "User", "message": message }),
+            // As recorded: without a type.
+            Self::ConnectorNotFound { message } => json!({ "Message": message }),
+            Self::Service { message } => json!({ "Type": "Service", "Message": message }),
             Self::Throttling { message, retry_after_seconds } => {
                 retry_after = *retry_after_seconds;
                 json!({ "message": message, "serviceCode": null, "quotaCode": null })

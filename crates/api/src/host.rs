@@ -31,6 +31,16 @@ pub struct ImageLabels {
     pub region: String,
 }
 
+/// Where a guest's packets may go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Egress {
+    /// To the internet; neither to this host nor to private networks.
+    #[default]
+    Internet,
+    /// Nowhere: only answers to what the host asks.
+    Nowhere,
+}
+
 /// A build to do.
 #[derive(Debug, Clone)]
 pub struct BuildSpec {
@@ -52,6 +62,8 @@ pub struct BuildSpec {
     pub hooks: HookPlan,
     /// `additionalOsCapabilities: ["ALL"]`.
     pub all_capabilities: bool,
+    /// Where the packets of the VM may go that the snapshot is taken of.
+    pub egress: Egress,
 }
 
 /// What a successful build weighs.
@@ -88,6 +100,9 @@ pub struct MicrovmSpec {
     pub hooks: HookPlan,
     /// Body of the `/run` hook; `None` when the caller gave none.
     pub run_hook_payload: Option<String>,
+    /// Where its packets may go. Records of before there was a choice have none.
+    #[serde(default)]
+    pub egress: Egress,
 }
 
 /// Why a host did not do what was asked.

@@ -89,6 +89,10 @@ uuid_id!(
     /// One build of one image version.
     BuildId, "", "build id"
 );
+uuid_id!(
+    /// A network connector of the account's own: `nc-<uuid>`.
+    ConnectorId, "nc-", "network connector id"
+);
 
 /// An image's version, `major.minor`; the minor number is always 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

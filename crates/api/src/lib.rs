@@ -6,6 +6,7 @@
 pub mod arn;
 pub mod catalogue;
 pub mod connector;
+pub mod connectors;
 pub mod constraint;
 pub mod directory;
 pub mod error;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use api::{
     arn::ImageArn,
     catalogue,
-    connector::ManagedConnector,
+    connector::{EgressConnector, ManagedConnector},
     error::ServiceError,
     ids::ImageVersion,
     images::{Architecture, CreateMicrovmImageRequest, ImagePlan, S3Location},
@@ -58,7 +58,7 @@ fn an_image_that_asks_for_nothing_gets_the_defaults() {
     let plan = image(json!({})).unwrap();
     assert_eq!(
         (plan.size, plan.architecture, plan.egress),
-        (Size::DEFAULT, Architecture::X86_64, ManagedConnector::InternetEgress)
+        (Size::DEFAULT, Architecture::X86_64, EgressConnector::Managed(ManagedConnector::InternetEgress))
     );
     assert_eq!((plan.artifact.bucket.as_str(), plan.artifact.key.as_str()), ("code", "shop.zip"));
     assert_eq!(plan.hooks, api::hooks::HookPlan::default());
@@ -219,7 +219,8 @@ fn a_launch_has_defaults_and_limits() {
     assert_eq!(run(json!({ "egressNetworkConnectors": [] })).unwrap().egress, None);
     let egress = ManagedConnector::InternetEgress.arn(REGION);
     let plan = run(json!({ "egressNetworkConnectors": [egress], "maximumDurationInSeconds": 5 })).unwrap();
-    assert_eq!((plan.egress, plan.maximum_duration_in_seconds), (Some(vec![ManagedConnector::InternetEgress]), 5));
+    let internet = EgressConnector::Managed(ManagedConnector::InternetEgress);
+    assert_eq!((plan.egress, plan.maximum_duration_in_seconds), (Some(vec![internet]), 5));
     refused(run(json!({ "ingressNetworkConnectors": ["HTTP_INGRESS"] })), "Malformed network connector ARN");
     let policy = |seconds: u32| {
         run(json!({ "idlePolicy": {

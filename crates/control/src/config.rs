@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use api::connectors::Networks;
 use serde::{Deserialize, Serialize};
 
 /// How much of everything there can be. What would be more is refused with `ServiceQuotaExceededException`. Memory and
@@ -15,6 +16,10 @@ pub struct Quotas {
     pub versions_per_image: u32,
     /// Builds that have not ended, waiting ones included.
     pub builds: u32,
+    /// Network connectors, those being deleted included.
+    pub connectors: u32,
+    /// Versions of one connector, failed ones included.
+    pub versions_per_connector: u32,
     /// MicroVMs that have not ended, suspended ones included.
     pub microvms: u32,
     /// MiB of memory, by their baselines, of all microVMs that have not ended, suspended ones included.
@@ -23,9 +28,18 @@ pub struct Quotas {
 
 impl Default for Quotas {
     /// The service's defaults: of memory those of its small regions, of builds those of its large ones. It has none for
-    /// the number of microVMs; ours bounds what the daemon keeps of each.
+    /// the number of microVMs; ours bounds what the daemon keeps of each. Its
+    /// numbers of connectors are not documented.
     fn default() -> Self {
-        Self { images: 100, versions_per_image: 50, builds: 10, microvms: 10_000, memory_mib: 400 * 1024 }
+        Self {
+            images: 100,
+            versions_per_image: 50,
+            builds: 10,
+            connectors: 100,
+            versions_per_connector: 50,
+            microvms: 10_000,
+            memory_mib: 400 * 1024,
+        }
     }
 }
 
@@ -42,6 +56,10 @@ pub struct ControlConfig {
     pub builds_concurrent_max: usize,
     /// How much there can be.
     pub quotas: Quotas,
+    /// How long a connector, or an update of one, is to be seen PENDING.
+    pub connector_pending: Duration,
+    /// The subnets and security groups that connectors can name.
+    pub networks: Networks,
     /// Requests that wait for one microVM to run; more are refused at once.
     pub waiters_per_microvm_max: usize,
     /// How long such a request waits.
@@ -59,6 +77,8 @@ impl Default for ControlConfig {
             endpoint_suffix: "lambda-microvm.us-east-1.localhost:4443".into(),
             builds_concurrent_max: 1,
             quotas: Quotas::default(),
+            connector_pending: Duration::from_millis(250),
+            networks: Networks::default(),
             waiters_per_microvm_max: 512,
             // A suspend in progress and then a resume, each with a hook that takes its full minute, and their own work;
             // the edge waits as long.

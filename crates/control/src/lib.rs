@@ -10,6 +10,7 @@
 pub mod audit;
 pub mod auth;
 mod config;
+mod connectors;
 mod directory;
 mod housekeeping;
 pub mod http;

@@ -3,6 +3,11 @@
 
 use api::{
     arn::ImageArn,
+    connectors::{
+        CreateNetworkConnectorRequest, DeleteNetworkConnectorRequest, GetNetworkConnectorRequest,
+        ListNetworkConnectorVersionsRequest, ListNetworkConnectorVersionsResponse, ListNetworkConnectorsRequest,
+        ListNetworkConnectorsResponse, NetworkConnector, UpdateNetworkConnectorRequest,
+    },
     error::ServiceError,
     images::{
         CreateMicrovmImageRequest, CreateMicrovmImageResponse, DeleteMicrovmImageRequest, DeleteMicrovmImageResponse,
@@ -30,6 +35,7 @@ use api::{
 use crate::{
     Control,
     auth::Caller,
+    connectors::{lists, operations as connectors},
     http::Operations,
     iam::Resources,
     images::{managed, operations as images, versions},
@@ -55,6 +61,10 @@ impl Resources for Control {
 
     async fn egress_of_image(&self, image: &ImageArn, version: Option<&str>) -> Result<Vec<String>, ServiceError> {
         microvms::inherited_egress(&self.shared, image, version).await
+    }
+
+    async fn connector_arn(&self, identifier: &str) -> Result<Option<String>, ServiceError> {
+        connectors::known_arn(&self.shared, identifier).await
     }
 }
 
@@ -148,5 +158,23 @@ operations! {
     }
     create_microvm_shell_auth_token(shared, request: CreateMicrovmShellAuthTokenRequest) -> CreateMicrovmShellAuthTokenResponse {
         microvms::create_shell_token(shared, &request)
+    }
+    create_network_connector(shared, request: CreateNetworkConnectorRequest) -> NetworkConnector {
+        connectors::create(shared, request).await.map_err(ServiceError::of_connectors)
+    }
+    get_network_connector(shared, request: GetNetworkConnectorRequest) -> NetworkConnector {
+        connectors::get(shared, request).await.map_err(ServiceError::of_connectors)
+    }
+    update_network_connector(shared, request: UpdateNetworkConnectorRequest) -> NetworkConnector {
+        connectors::update(shared, request).await.map_err(ServiceError::of_connectors)
+    }
+    delete_network_connector(shared, request: DeleteNetworkConnectorRequest) -> NetworkConnector {
+        connectors::remove(shared, request).await.map_err(ServiceError::of_connectors)
+    }
+    list_network_connectors(shared, request: ListNetworkConnectorsRequest) -> ListNetworkConnectorsResponse {
+        lists::list(shared, request).await.map_err(ServiceError::of_connectors)
+    }
+    list_network_connector_versions(shared, request: ListNetworkConnectorVersionsRequest) -> ListNetworkConnectorVersionsResponse {
+        lists::list_versions(shared, request).await.map_err(ServiceError::of_connectors)
     }
 }

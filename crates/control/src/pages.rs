@@ -43,7 +43,12 @@ impl Page {
     /// The page that a request asks for; as long as can be if it does not say. `list` names the list and its filters:
     /// a token of another is refused.
     pub(crate) fn asked(list: &str, request: &PageRequest) -> Result<Self, BadToken> {
-        let limit = request.max_results.unwrap_or(PAGE_ITEMS_MAX).clamp(1, PAGE_ITEMS_MAX);
+        Self::asked_up_to(list, request, PAGE_ITEMS_MAX)
+    }
+
+    /// The same for a list whose pages may be of another length.
+    pub(crate) fn asked_up_to(list: &str, request: &PageRequest, max: u32) -> Result<Self, BadToken> {
+        let limit = request.max_results.unwrap_or(max).clamp(1, max);
         let Some(token) = &request.next_token else {
             return Ok(Self { before: i64::MAX, limit });
         };

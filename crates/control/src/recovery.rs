@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use api::{
+    connectors::NetworkConnectorState,
     host::{Found, HostError},
     ids::{MicrovmId, VmId},
     images::{BuildState, ImageState, VersionState},
@@ -10,6 +11,7 @@ use api::{
 use tracing::{info, warn};
 
 use crate::{
+    connectors::{self, activate, delete::Leaving},
     images::{build, delete, state as image_state},
     microvms::{
         self,
@@ -18,7 +20,7 @@ use crate::{
         state::{Aim, Event, State, next},
     },
     shared::Shared,
-    store::{StoreError, commit, images as image_rows, microvms as microvm_rows},
+    store::{StoreError, commit, connectors as connector_rows, images as image_rows, microvms as microvm_rows},
 };
 
 /// `stateReason` of a microVM the host has no more.
@@ -59,6 +61,23 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RecoverError> {
         let leaving = image_rows::in_state(&mut connection, ImageState::Deleting).await?;
         (waiting, leaving, image_rows::versions_in_state(&mut connection, VersionState::Deleting).await?)
     };
+    let (pending, deleting, deleting_versions) = {
+        let mut connection = shared.store.read().await?;
+        (
+            connector_rows::versions_in_state(&mut connection, NetworkConnectorState::Pending).await?,
+            connector_rows::list(&mut connection, Some(NetworkConnectorState::Deleting), i64::MAX, u32::MAX).await?,
+            connector_rows::versions_in_state(&mut connection, NetworkConnectorState::Deleting).await?,
+        )
+    };
+    for version in pending {
+        activate::start(shared, version);
+    }
+    for connector in deleting {
+        connectors::delete::start(shared, Leaving::Connector(connector.id));
+    }
+    for version in deleting_versions {
+        connectors::delete::start(shared, Leaving::Version(version.connector, version.version));
+    }
     for build in waiting {
         build::start(shared, build);
     }

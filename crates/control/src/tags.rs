@@ -3,6 +3,7 @@
 use api::{
     arn::ImageArn,
     catalogue,
+    connectors::{ConnectorArn, NetworkConnectorState, Which},
     error::ServiceError,
     images::ImageState,
     tags::{
@@ -12,32 +13,39 @@ use api::{
 };
 
 use crate::{
+    connectors::record::Connector,
     images::{operations::image_of, record::Image},
     shared::{Shared, hidden},
-    store::{Connection, commit, images as image_rows},
+    store::{Connection, commit, connectors as connector_rows, images as image_rows},
 };
 
 /// Something that has tags.
 enum Tagged {
     Image(Image),
+    Connector(Connector),
 }
 
 impl Tagged {
     fn tags(&self) -> &Tags {
         match self {
             Self::Image(image) => &image.tags,
+            Self::Connector(connector) => &connector.tags,
         }
     }
 
     fn is_leaving(&self) -> bool {
         match self {
             Self::Image(image) => image.state == ImageState::Deleting,
+            Self::Connector(connector) => connector.state == NetworkConnectorState::Deleting,
         }
     }
 
     async fn set(&self, connection: &mut Connection, tags: &Tags) -> Result<(), ServiceError> {
         match self {
             Self::Image(image) => image_rows::set_tags(connection, &image.id, tags).await.map_err(hidden),
+            Self::Connector(connector) => {
+                connector_rows::set_tags(connection, &connector.id, tags).await.map_err(hidden)
+            }
         }
     }
 }
@@ -46,6 +54,11 @@ async fn find(shared: &Shared, connection: &mut Connection, resource: &str) -> R
     if let Ok(arn) = resource.parse::<ImageArn>() {
         let image = image_of(shared, connection, &arn).await.map_err(hidden)?;
         return image.map(Tagged::Image).ok_or_else(|| catalogue::unknown_image(&arn));
+    }
+    if let Some(ConnectorArn { region, account, id, version: None }) = ConnectorArn::parse(resource) {
+        let ours = region == shared.config.region && account == shared.config.account;
+        let connector = connector_rows::find(connection, &Which::Id(id)).await.map_err(hidden)?.filter(|_| ours);
+        return connector.map(Tagged::Connector).ok_or_else(|| catalogue::unknown_taggable(resource));
     }
     Err(catalogue::unknown_taggable(resource))
 }

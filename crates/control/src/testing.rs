@@ -11,7 +11,8 @@ use api::{
     error::ServiceError,
     hooks::HookPlan,
     host::{
-        BuildFailure, BuildReport, BuildSpec, Found, Host, HostError, HostEvent, ImageRef, MicrovmSpec, SuspendReport,
+        BuildFailure, BuildReport, BuildSpec, Egress, Found, Host, HostError, HostEvent, ImageRef, MicrovmSpec,
+        SuspendReport,
     },
     ids::{EndpointId, ImageId, ImageVersion, MicrovmId, VmId},
     images::{
@@ -49,6 +50,7 @@ pub(crate) fn record() -> Record {
             size: Size::DEFAULT,
             hooks: HookPlan::default(),
             run_hook_payload: None,
+            egress: Egress::Internet,
         },
         endpoint: EndpointId::random(),
         contract: Contract {
@@ -84,6 +86,7 @@ struct World {
     failures: HashMap<Call, VecDeque<HostError>>,
     broken_rules: Vec<String>,
     images: HashSet<ImageRef>,
+    egress: HashMap<MicrovmId, Egress>,
 }
 
 /// A pretend host: a map of what there is, failures that the test queues up, and calls that the test holds back.
@@ -148,6 +151,11 @@ impl TestHost {
     /// As if something had happened while the daemon was down.
     pub(crate) fn set(&self, id: &MicrovmId, found: Found) {
         self.world().vms.insert(*id, found);
+    }
+
+    /// Where the packets of a microVM may go, as the host was told.
+    pub(crate) fn egress(&self, id: &MicrovmId) -> Option<Egress> {
+        self.world().egress.get(id).copied()
     }
 
     pub(crate) fn has_image(&self, image: &ImageRef) -> bool {
@@ -259,6 +267,7 @@ impl Host for TestHost {
     }
 
     async fn run(&self, spec: &MicrovmSpec) -> Result<VmId, HostError> {
+        self.world().egress.insert(spec.microvm_id, spec.egress);
         self.verb(Call::Run, spec.microvm_id).await?;
         Ok(self.vm_id(&spec.microvm_id))
     }

@@ -191,6 +191,7 @@ impl LocalHost {
             size: spec.size,
             hooks: api::hooks::HookPlan::default(),
             run_hook_payload: None,
+            egress: spec.egress,
         };
         let files = MicrovmFiles::at(work.join("validate"));
         let machine = self.launch(&clone, &files).await.map_err(|error| {
@@ -322,7 +323,8 @@ impl BuildGuest {
         tokio::fs::create_dir_all(files.vm_dir())
             .await
             .map_err(|error| internal("the VM's directory cannot be made", &error))?;
-        let namespace = host.pool.take().await.map_err(|error| internal("no network for the VM", &error))?;
+        let namespace = host.pool.take_for(spec.egress).await;
+        let namespace = namespace.map_err(|error| internal("no network for the VM", &error))?;
         let mut vm_spec = launch::vm_spec(
             host,
             format!("build-{}", spec.build_id),

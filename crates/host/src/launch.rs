@@ -140,7 +140,7 @@ pub async fn restore(
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
         .map_err(LaunchError::Snapshot)?;
     let vm_id = VmId::random();
-    let namespace = pool.take().await.map_err(LaunchError::Network)?;
+    let namespace = pool.take_for(spec.egress).await.map_err(LaunchError::Network)?;
     let restored = async {
         let record = MachineRecord { vm_id, namespace: namespace.name().to_owned() };
         let record = serde_json::to_vec(&record).expect("a record is plain data");

@@ -2,6 +2,7 @@
 
 use std::{process::Command, sync::Arc, time::Duration};
 
+use api::host::Egress;
 use host::network::{Namespace, Pool, PoolConfig, rules};
 
 fn ip(arguments: &[&str]) -> String {
@@ -29,6 +30,15 @@ async fn a_namespace_is_furnished_and_leaves_nothing_behind() {
     assert_eq!(refused.kind(), std::io::ErrorKind::TimedOut);
     let other = pool.take().await.expect("another");
     assert_ne!(other.name(), name);
+
+    // One that is closed lets nothing through, whatever stands after that rule.
+    let closed = pool.take_for(Egress::Nowhere).await.expect("a closed one");
+    let rules = ip(&["netns", "exec", closed.name(), "nft", "list", "chain", "ip", "pilotlight", "forward"]);
+    let first = rules.lines().map(str::trim).find(|line| line.starts_with("iifname")).expect("a rule");
+    assert_eq!(first, "iifname \"tap0\" drop", "{rules}");
+    let open = ip(&["netns", "exec", &name, "nft", "list", "chain", "ip", "pilotlight", "forward"]);
+    assert!(!open.contains("\"tap0\" drop"), "{open}");
+    pool.give_back(closed.name()).await;
 
     // A namespace is destroyed even while a socket in it is still open.
     let handle = Arc::new(namespace);

@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use api::sensitive::Sensitive;
+use api::{
+    connectors::{Networks, SecurityGroup, Subnet},
+    sensitive::Sensitive,
+};
 use control::{Quotas, http::Throttles};
 use serde::{Deserialize, Serialize};
 
@@ -107,6 +110,10 @@ pub struct Config {
     pub quotas: Quotas,
     /// Calls per second of operations, by their names; no limit for those left out.
     pub throttles: BTreeMap<String, u32>,
+    /// Local networks that network connectors can name as subnets.
+    pub subnets: Vec<Subnet>,
+    /// Sets of rules that network connectors can name as security groups.
+    pub security_groups: Vec<SecurityGroup>,
 }
 
 impl Default for Config {
@@ -131,6 +138,8 @@ impl Default for Config {
             namespaces_ready: 4,
             quotas: Quotas::default(),
             throttles: BTreeMap::new(),
+            subnets: Vec::new(),
+            security_groups: Vec::new(),
         }
     }
 }
@@ -205,7 +214,12 @@ impl Config {
             bail!("edge_addresses is empty; the endpoints need at least one address to be served on");
         }
         self.throttles()?;
-        Ok(())
+        self.networks().check().map_err(anyhow::Error::msg)
+    }
+
+    /// What network connectors can name.
+    pub fn networks(&self) -> Networks {
+        Networks { subnets: self.subnets.clone(), security_groups: self.security_groups.clone() }
     }
 
     /// The buckets that calls are taken from.
@@ -294,7 +308,8 @@ mod tests {
         .expect("a configuration is a table");
         for key in all.keys() {
             let told = example.lines().any(|line| {
-                line.trim_start_matches("# ").starts_with(&format!("{key} = ")) || line == format!("[{key}]")
+                let line = line.trim_start_matches("# ");
+                line.starts_with(&format!("{key} = ")) || line == format!("[{key}]") || line == format!("[[{key}]]")
             });
             assert!(told, "config.example.toml does not tell of {key}");
         }
@@ -332,6 +347,50 @@ mod tests {
         assert!(error.to_string().contains("secret_access_key"), "{error}");
         let error = with("region = 'r', endpoint = 'minio:9000'").expect_err("no URL");
         assert!(error.to_string().contains("artifacts.endpoint"), "{error}");
+    }
+
+    #[test]
+    fn the_networks_of_the_example_are_valid() {
+        let example = include_str!("../../../config.example.toml");
+        let (_, networks) = example.split_once("# [[subnets]]").expect("the example has subnets");
+        let text = format!("# [[subnets]]{networks}").replace("\n# ", "\n");
+        let config: Config = toml::from_str(text.trim_start_matches("# ")).expect("the example's networks are valid");
+        config.check().expect("and make sense");
+        assert_eq!((config.subnets.len(), config.security_groups.len()), (1, 1));
+        assert_eq!(config.security_groups[0].egress.len(), 2);
+    }
+
+    #[test]
+    fn networks_that_make_no_sense_are_refused_by_name() {
+        let subnet = |id: &str, cidr: &str| format!("[[subnets]]\nid = '{id}'\ncidr = '{cidr}'\ninternet = false\n");
+        let group = |rule: &str| format!("[[security_groups]]\nid = 'sg-1'\negress = [{{ {rule} }}]\n");
+        for (text, words) in [
+            (subnet("net-1", "10.0.0.0/24"), "id 'net-1' must be 'subnet-'"),
+            (subnet("subnet-", "10.0.0.0/24"), "id 'subnet-' must be"),
+            (subnet("subnet-A", "10.0.0.0/24"), "id 'subnet-A' must be"),
+            (subnet("subnet-1", "10.0.0.1/24"), "is not a network; write 10.0.0.0/24"),
+            (subnet("subnet-1", "fd00::/64"), "must be of IPv4"),
+            (subnet("subnet-1", "10.0.0.0/24").repeat(2), "is there twice"),
+            ("[[security_groups]]\nid = 'x'\n".into(), "id 'x' must be 'sg-'"),
+            ("[[security_groups]]\nid = 'sg-1'\n".repeat(2), "is there twice"),
+            (group("protocol = 'icmp', ports = '1', cidr = '0.0.0.0/0'"), "leave ports out"),
+            (group("protocol = 'tcp', ports = '1', cidr = '10.0.0.1/8'"), "write 10.0.0.0/8"),
+        ] {
+            let config: Config = toml::from_str(&text).expect("it can be read");
+            let error = config.check().expect_err(words).to_string();
+            assert!(error.contains(words), "{error}");
+        }
+        for (text, words) in [
+            ("[[subnets]]\nid = 'subnet-1'\ncidr = '10.0.0.0/24'\n".into(), "internet"),
+            (subnet("subnet-1", "10.0.0.0"), "cidr"),
+            (subnet("subnet-1", "10.0.0.0/24") + "vpc = 'x'\n", "vpc"),
+            (group("protocol = 'sctp', cidr = '0.0.0.0/0'"), "sctp"),
+            (group("protocol = 'tcp', ports = '9-8', cidr = '0.0.0.0/0'"), "ports '9-8' is neither"),
+            (group("protocol = 'tcp', ports = '0', cidr = '0.0.0.0/0'"), "ports '0' is neither"),
+        ] {
+            let error = toml::from_str::<Config>(&text).expect_err(words).to_string();
+            assert!(error.contains(words), "{error}");
+        }
     }
 
     #[test]

@@ -111,6 +111,7 @@ where
             region: config.region.clone(),
             account: config.account.clone(),
             endpoint_suffix: endpoint_suffix(config, edge_port),
+            networks: config.networks(),
             ..limits
         },
         &data_dir.join("state.db"),

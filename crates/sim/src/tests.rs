@@ -2,7 +2,7 @@ use std::io::Write;
 
 use api::{
     hooks::HookPlan,
-    host::{ArtifactError, ImageLabels},
+    host::{ArtifactError, Egress, ImageLabels},
     ids::{BuildId, ImageId, ImageVersion},
     size::Size,
 };
@@ -59,6 +59,7 @@ impl Fixture {
             size: Size::DEFAULT,
             hooks: HookPlan::default(),
             all_capabilities: false,
+            egress: Egress::Internet,
         };
         self.host.build(spec).await
     }
@@ -70,6 +71,7 @@ impl Fixture {
             size: Size::DEFAULT,
             hooks: HookPlan::default(),
             run_hook_payload: None,
+            egress: Egress::Internet,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     catalogue,
-    connector::{Direction, ManagedConnector},
+    connector::{EgressConnector, ManagedConnector},
     error::ServiceError,
     hooks::HookPlan,
     sensitive::Sensitive,
@@ -68,7 +68,7 @@ pub struct ImagePlan {
     /// Environment of the app.
     pub environment: Vec<(String, Sensitive)>,
     /// Network of the build and default of launches; one.
-    pub egress: ManagedConnector,
+    pub egress: EgressConnector,
 }
 
 impl VersionRequest {
@@ -84,10 +84,10 @@ impl VersionRequest {
         let hooks = self.hooks.unwrap_or_default().plan()?;
         let environment = self.environment()?;
         let egress = self.egress_network_connectors.as_deref().unwrap_or_default();
-        let egress = ManagedConnector::from_arns(egress, region, Direction::Egress)?
-            .first()
-            .copied()
-            .unwrap_or(ManagedConnector::InternetEgress);
+        let egress = EgressConnector::from_arns(egress, region)?
+            .into_iter()
+            .next()
+            .unwrap_or(EgressConnector::Managed(ManagedConnector::InternetEgress));
         let baseline = i32::try_from(size.baseline_mib).expect("no size is that large");
         let configuration = VersionConfiguration {
             base_image_arn: self.base_image_arn.clone(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     catalogue,
-    connector::{Direction, ManagedConnector},
+    connector::{Direction, EgressConnector, ManagedConnector},
     error::ServiceError,
     token::{EXPIRATION_MINUTES_MAX, Ports},
 };
@@ -24,7 +24,7 @@ pub struct RunPlan {
     /// Ways in.
     pub ingress: Vec<ManagedConnector>,
     /// Ways out; `None` means those of the image's version, which an empty list means too.
-    pub egress: Option<Vec<ManagedConnector>>,
+    pub egress: Option<Vec<EgressConnector>>,
     /// When it ends at the latest.
     pub maximum_duration_in_seconds: u32,
 }
@@ -35,15 +35,14 @@ impl RunMicrovmRequest {
         if self.kms_key_identifier.is_some() {
             return Err(catalogue::unsupported_kms_key());
         }
-        let list = |arns: &Option<Vec<String>>, direction| -> Result<Option<Vec<ManagedConnector>>, ServiceError> {
-            match arns.as_deref() {
-                None | Some([]) => Ok(None),
-                Some(arns) => ManagedConnector::from_arns(arns, region, direction).map(Some),
-            }
+        let ingress = match self.ingress_network_connectors.as_deref() {
+            None | Some([]) => vec![ManagedConnector::HttpIngress],
+            Some(arns) => ManagedConnector::from_arns(arns, region, Direction::Ingress)?,
         };
-        let ingress = list(&self.ingress_network_connectors, Direction::Ingress)?
-            .unwrap_or_else(|| vec![ManagedConnector::HttpIngress]);
-        let egress = list(&self.egress_network_connectors, Direction::Egress)?;
+        let egress = match self.egress_network_connectors.as_deref() {
+            None | Some([]) => None,
+            Some(arns) => Some(EgressConnector::from_arns(arns, region)?),
+        };
         if let Some(policy) = self.idle_policy
             && policy.max_idle_duration_seconds > MAXIMUM_DURATION_SECONDS
         {

@@ -1,6 +1,11 @@
 //! The service's operations, as something answers them.
 
 use api::{
+    connectors::{
+        CreateNetworkConnectorRequest, DeleteNetworkConnectorRequest, GetNetworkConnectorRequest,
+        ListNetworkConnectorVersionsRequest, ListNetworkConnectorVersionsResponse, ListNetworkConnectorsRequest,
+        ListNetworkConnectorsResponse, NetworkConnector, UpdateNetworkConnectorRequest,
+    },
     error::ServiceError,
     images::{
         CreateMicrovmImageRequest, CreateMicrovmImageResponse, DeleteMicrovmImageRequest, DeleteMicrovmImageResponse,
@@ -90,4 +95,16 @@ operations! {
     untag_resource: UntagResourceRequest => UntagResourceResponse;
     /// Makes a token for a shell in a microVM.
     create_microvm_shell_auth_token: CreateMicrovmShellAuthTokenRequest => CreateMicrovmShellAuthTokenResponse;
+    /// Begins to make a network connector.
+    create_network_connector: CreateNetworkConnectorRequest => NetworkConnector;
+    /// Describes a network connector, or a version of it.
+    get_network_connector: GetNetworkConnectorRequest => NetworkConnector;
+    /// Begins to make another version of a network connector.
+    update_network_connector: UpdateNetworkConnectorRequest => NetworkConnector;
+    /// Begins to delete a network connector, or a version of it.
+    delete_network_connector: DeleteNetworkConnectorRequest => NetworkConnector;
+    /// Lists network connectors.
+    list_network_connectors: ListNetworkConnectorsRequest => ListNetworkConnectorsResponse;
+    /// Lists the versions of a network connector.
+    list_network_connector_versions: ListNetworkConnectorVersionsRequest => ListNetworkConnectorVersionsResponse;
 }

@@ -16,7 +16,7 @@ use crate::{
     auth::Caller,
     iam::{
         authorize,
-        needs::{Otherwise, anything, image, image_of, named, new_image},
+        needs::{Otherwise, anything, connector, image, image_of, named, new_image},
     },
 };
 
@@ -172,12 +172,18 @@ routes! {
             .passing_connectors(it.version.egress_network_connectors.as_deref(), INTERNET);
     "UpdateMicrovmImageVersion" PATCH "/2025-09-09/microvm-images/{imageIdentifier}/versions/{imageVersion}"
         => 200 update_microvm_image_version on |it| image(&it.image);
-    "CreateNetworkConnector" POST "/2026-04-04/network-connectors";
-    "DeleteNetworkConnector" DELETE "/2026-04-04/network-connectors/{Identifier}";
-    "GetNetworkConnector" GET "/2026-04-04/network-connectors/{Identifier}";
-    "ListNetworkConnectorVersions" GET "/2026-04-04/network-connectors/{Identifier}/versions";
-    "ListNetworkConnectors" GET "/2026-04-04/network-connectors";
-    "UpdateNetworkConnector" PUT "/2026-04-04/network-connectors/{Identifier}";
+    "CreateNetworkConnector" POST "/2026-04-04/network-connectors"
+        => 202 create_network_connector on |it| anything().passing_role(it.operator_role.as_deref());
+    "DeleteNetworkConnector" DELETE "/2026-04-04/network-connectors/{Identifier}"
+        => 202 delete_network_connector on |it| connector(&it.identifier);
+    "GetNetworkConnector" GET "/2026-04-04/network-connectors/{Identifier}"
+        => 200 get_network_connector on |it| connector(&it.identifier);
+    "ListNetworkConnectorVersions" GET "/2026-04-04/network-connectors/{Identifier}/versions"
+        => 200 list_network_connector_versions on |it| connector(&it.identifier);
+    "ListNetworkConnectors" GET "/2026-04-04/network-connectors"
+        => 200 list_network_connectors on |_| anything();
+    "UpdateNetworkConnector" PUT "/2026-04-04/network-connectors/{Identifier}"
+        => 202 update_network_connector on |it| connector(&it.identifier).passing_role(it.operator_role.as_deref());
 }
 
 /// The operation of a method and path, and what the path captured, still encoded: an encoded slash is part of a name,

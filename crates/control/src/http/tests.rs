@@ -6,6 +6,13 @@ use api::{
     arn::ImageArn,
     catalogue,
     connector::ManagedConnector,
+    connectors::{
+        CreateNetworkConnectorRequest, DeleteNetworkConnectorRequest, GetNetworkConnectorRequest, Identifier,
+        LastUpdateStatus, ListNetworkConnectorVersionsRequest, ListNetworkConnectorVersionsResponse,
+        ListNetworkConnectorsRequest, ListNetworkConnectorsResponse, NetworkConnector, NetworkConnectorState,
+        NetworkConnectorSummary, NetworkConnectorVersionSummary, Networks, StateReasonCode,
+        UpdateNetworkConnectorRequest, VPC_EGRESS,
+    },
     error::ServiceError,
     ids::{BuildId, EndpointId, ImageId, ImageVersion, MicrovmId},
     images::{
@@ -34,7 +41,7 @@ use api::{
         ListTagsRequest, ListTagsResponse, TagResourceRequest, TagResourceResponse, UntagResourceRequest,
         UntagResourceResponse,
     },
-    timestamp::Timestamp,
+    timestamp::{IsoTimestamp, Timestamp},
 };
 use axum::{
     Router,
@@ -108,10 +115,31 @@ fn microvm() -> GetMicrovmResponse {
     }
 }
 
+/// A connector with the members that all operations answer with.
+fn connector() -> NetworkConnector {
+    serde_json::from_value(json!({
+        "Arn": format!("arn:aws:lambda:{REGION}:{ACCOUNT}:network-connector:nc-1"),
+        "Name": "office",
+        "Id": "nc-1",
+        "Version": 1,
+        "State": "PENDING",
+    }))
+    .unwrap()
+}
+
+fn networks() -> Networks {
+    let subnet = json!({ "id": "subnet-1", "cidr": "10.0.0.0/24", "internet": false });
+    Networks { subnets: vec![serde_json::from_value(subnet).unwrap()], security_groups: vec![] }
+}
+
 #[async_trait::async_trait]
 impl Resources for Table {
     async fn image_of_microvm(&self, identifier: &str) -> Result<Option<ImageArn>, ServiceError> {
         Ok((identifier == MICROVM).then(image_arn))
+    }
+
+    async fn connector_arn(&self, _: &str) -> Result<Option<String>, ServiceError> {
+        Ok(None)
     }
 
     async fn egress_of_image(&self, _: &ImageArn, _: Option<&str>) -> Result<Vec<String>, ServiceError> {
@@ -358,6 +386,93 @@ impl Operations for Table {
             _ => Err(catalogue::resource_being_deleted(&request.resource)),
         }
     }
+
+    async fn create_network_connector(
+        &self,
+        _: &Caller,
+        request: CreateNetworkConnectorRequest,
+    ) -> Result<NetworkConnector, ServiceError> {
+        let plan = request.plan(&networks())?;
+        let made = NetworkConnector { name: request.name, operator_role: Some(plan.operator_role), ..connector() };
+        Ok(NetworkConnector { configuration: Some(request.configuration), ..made })
+    }
+
+    async fn get_network_connector(
+        &self,
+        _: &Caller,
+        request: GetNetworkConnectorRequest,
+    ) -> Result<NetworkConnector, ServiceError> {
+        match request.identifier.as_str() {
+            "office" => Ok(NetworkConnector {
+                state: Some(NetworkConnectorState::Active),
+                state_reason: Some("Initial creation".into()),
+                last_modified: Some(IsoTimestamp(Timestamp::from_unix_ms(1_500))),
+                ..connector()
+            }),
+            "broken" => Err(catalogue::internal_error().of_connectors()),
+            other => Err(catalogue::connector_not_found(Identifier::as_arn(other, REGION, ACCOUNT))),
+        }
+    }
+
+    async fn update_network_connector(
+        &self,
+        _: &Caller,
+        request: UpdateNetworkConnectorRequest,
+    ) -> Result<NetworkConnector, ServiceError> {
+        request.plan(&networks())?;
+        Ok(NetworkConnector {
+            last_update_status: Some(LastUpdateStatus::InProgress),
+            last_modified: Some(IsoTimestamp(Timestamp::from_unix_ms(1_500))),
+            ..connector()
+        })
+    }
+
+    async fn delete_network_connector(
+        &self,
+        _: &Caller,
+        _: DeleteNetworkConnectorRequest,
+    ) -> Result<NetworkConnector, ServiceError> {
+        Ok(NetworkConnector { state: Some(NetworkConnectorState::Deleting), ..connector() })
+    }
+
+    async fn list_network_connectors(
+        &self,
+        _: &Caller,
+        request: ListNetworkConnectorsRequest,
+    ) -> Result<ListNetworkConnectorsResponse, ServiceError> {
+        let NetworkConnector { arn, name, id, .. } = connector();
+        let summary = NetworkConnectorSummary {
+            latest_version_arn: format!("{arn}:1"),
+            arn,
+            name,
+            id,
+            kind: VPC_EGRESS.into(),
+            state: request.page.state.unwrap_or(NetworkConnectorState::Active),
+            last_modified: IsoTimestamp(Timestamp::from_unix_ms(1_500)),
+            latest_version: 1,
+        };
+        Ok(ListNetworkConnectorsResponse { network_connectors: vec![summary], next_marker: request.page.marker })
+    }
+
+    async fn list_network_connector_versions(
+        &self,
+        _: &Caller,
+        request: ListNetworkConnectorVersionsRequest,
+    ) -> Result<ListNetworkConnectorVersionsResponse, ServiceError> {
+        let NetworkConnector { arn, id, .. } = connector();
+        let summary = NetworkConnectorVersionSummary {
+            version_arn: format!("{arn}:1"),
+            arn,
+            name: request.identifier,
+            id,
+            version: 1,
+            state: NetworkConnectorState::Failed,
+            state_reason: Some("The subnet ID 'subnet-1' does not exist".into()),
+            state_reason_code: Some(StateReasonCode::InvalidSubnet),
+            last_modified: IsoTimestamp(Timestamp::from_unix_ms(1_500)),
+        };
+        Ok(ListNetworkConnectorVersionsResponse { network_connector_versions: vec![summary], next_marker: None })
+    }
 }
 
 /// The account's root, and a user with these policies.
@@ -436,6 +551,12 @@ async fn every_operation_answers_with_its_own_status_and_members() {
         ("GET", format!("/2017-03-31/tags/{IMAGE}"), Value::Null),
         ("POST", format!("/2017-03-31/tags/{IMAGE}"), json!({ "Tags": { "team": "x" } })),
         ("DELETE", format!("/2017-03-31/tags/{IMAGE}?tagKeys=a&tagKeys=b%20c"), Value::Null),
+        ("POST", CONNECTORS.to_owned(), connector_body()),
+        ("GET", format!("{CONNECTORS}/office"), Value::Null),
+        ("PUT", format!("{CONNECTORS}/office"), json!({ "ClientToken": "t" })),
+        ("DELETE", format!("{CONNECTORS}/office"), Value::Null),
+        ("GET", format!("{CONNECTORS}?State=PENDING&MaxItems=100"), Value::Null),
+        ("GET", format!("{CONNECTORS}/office/versions"), Value::Null),
     ] {
         let (status, kind, mut body) = called(method, &target, body).await;
         assert_eq!(kind, "", "{method} {target}: {body}");
@@ -471,6 +592,64 @@ async fn errors_carry_their_type_in_a_header() {
     let body = run("busy").to_string();
     let (response, _) = sent(Client::new().signed("POST", "/2025-09-09/microvms", &body)).await;
     assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (429, &"2".parse().unwrap()));
+}
+
+const CONNECTORS: &str = "/2026-04-04/network-connectors";
+
+fn connector_body() -> Value {
+    json!({
+        "Name": "office",
+        "Configuration": { "VpcEgressConfiguration": {
+            "SubnetIds": ["subnet-1"],
+            "NetworkProtocol": "IPv4",
+            "AssociatedComputeResourceTypes": ["MicroVm"],
+        } },
+        "OperatorRole": "arn:aws:iam::123456789012:role/operator",
+        "ClientToken": "t",
+    })
+}
+
+#[tokio::test]
+async fn errors_of_connectors_are_spelled_as_recorded() {
+    let (status, kind, body) = called("GET", &format!("{CONNECTORS}/nc-m80-does-not-exist"), Value::Null).await;
+    assert_eq!((status, kind.as_str()), (404, "ResourceNotFoundException"));
+    let arn = "arn:aws:lambda:us-east-1:123456789012:network-connector:nc-m80-does-not-exist";
+    assert_eq!(body, json!({ "Message": format!("Network connector not found for: {arn}") }));
+
+    // The shape is looked at first, also where everything else is missing.
+    let subnets: Vec<_> = (1..=17).map(|number| format!("subnet-{number:017}")).collect();
+    let body = json!({ "Name": "a", "Configuration": { "VpcEgressConfiguration": { "SubnetIds": subnets } } });
+    let (status, kind, body) = called("POST", CONNECTORS, body).await;
+    assert_eq!((status, kind.as_str()), (400, "ValidationException"));
+    let message = format!(
+        "1 validation error detected: Value '[{}]' at 'configuration.vpcEgressConfiguration.subnetIds' failed to satisfy \
+         constraint: Member must have length less than or equal to 16",
+        subnets.join(", ")
+    );
+    assert_eq!(body, json!({ "message": message }));
+
+    let without = |member: &str| {
+        let mut body = connector_body();
+        let egress = body["Configuration"]["VpcEgressConfiguration"].as_object_mut().unwrap();
+        if egress.remove(member).is_none() {
+            body.as_object_mut().unwrap().remove(member);
+        }
+        body
+    };
+    for (member, message) in [
+        ("ClientToken", "ClientToken is a required field"),
+        ("OperatorRole", "NetworkConnectorOperatorRole is required for VPC_EGRESS connector type"),
+        ("NetworkProtocol", "NetworkProtocol cannot be null or empty"),
+        ("AssociatedComputeResourceTypes", "AssociatedComputeResourceTypes cannot be null or empty"),
+        ("SubnetIds", "SubnetIds cannot be null or empty"),
+    ] {
+        let (status, kind, body) = called("POST", CONNECTORS, without(member)).await;
+        assert_eq!((status, kind.as_str()), (400, "InvalidParameterValueException"), "{member}");
+        assert_eq!(body, json!({ "Type": "User", "message": message }));
+    }
+    let (status, kind, body) = called("GET", &format!("{CONNECTORS}/broken"), Value::Null).await;
+    assert_eq!((status, kind.as_str()), (500, "ServiceException"));
+    assert_eq!(body, json!({ "Type": "Service", "Message": "An internal error occurred." }));
 }
 
 #[tokio::test]
@@ -512,9 +691,13 @@ async fn a_bug_in_an_operation_is_an_internal_error() {
 
 #[tokio::test]
 async fn operations_that_are_not_there_are_named() {
-    let (status, kind, body) = called("GET", "/2026-04-04/network-connectors", Value::Null).await;
+    let target = format!("/2025-09-09/microvms/{MICROVM}/shell-auth-token");
+    let (status, kind, body) = called("POST", &target, Value::Null).await;
     assert_eq!((status, kind.as_str()), (404, "UnknownOperationException"));
-    assert_eq!(body, json!({ "message": "Pilotlight does not support the operation ListNetworkConnectors yet." }));
+    assert_eq!(
+        body,
+        json!({ "message": "Pilotlight does not support the operation CreateMicrovmShellAuthToken yet." })
+    );
     for (method, path) in [("GET", "/"), ("PUT", "/2025-09-09/microvms"), ("GET", "/2015-03-31/functions")] {
         let (status, kind, _) = called(method, path, Value::Null).await;
         assert_eq!((status, kind.as_str()), (404, "UnknownOperationException"), "{method} {path}");

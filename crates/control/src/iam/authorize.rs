@@ -1,6 +1,6 @@
 //! The one place where an authenticated request is allowed or refused.
 
-use api::{arn::ImageArn, catalogue, error::ServiceError, images::S3Location};
+use api::{arn::ImageArn, catalogue, connectors::Identifier, error::ServiceError, images::S3Location};
 
 use super::{
     evaluate::{Decision, decide, decide_all},
@@ -14,6 +14,9 @@ use crate::auth::{Caller, Identity};
 pub trait Resources: Send + Sync + 'static {
     /// The image that a microVM was launched from; none if there is no such microVM.
     async fn image_of_microvm(&self, identifier: &str) -> Result<Option<ImageArn>, ServiceError>;
+
+    /// ARN of the connector that a caller names by id, name or ARN, without a version; none if there is no such connector.
+    async fn connector_arn(&self, identifier: &str) -> Result<Option<String>, ServiceError>;
 
     /// The connectors of a version, or of the newest active one; none if there is no such version.
     async fn egress_of_image(&self, image: &ImageArn, version: Option<&str>) -> Result<Vec<String>, ServiceError>;
@@ -42,6 +45,19 @@ pub async fn authorize(
             let arn = format!("{}{name}", images_of(caller));
             about.push(arn.clone());
             permit(caller, action, &arn)?;
+        }
+        Target::Connector { identifier } => {
+            let written = Identifier::as_arn(&identifier, &caller.region, &caller.account);
+            about.push(written.clone());
+            if let Some(policies) = policies_of(caller) {
+                let arn = match resources.connector_arn(&identifier).await? {
+                    Some(arn) => arn,
+                    None => canonical(&written),
+                };
+                // A refusal names what the caller wrote: it does not tell which connector has a name.
+                refused_unless(decide(policies, action, &arn), caller, action, &written)?;
+                about.push(arn);
+            }
         }
         Target::ImageOf { microvm } => {
             about.push(microvm.clone());
@@ -146,6 +162,11 @@ mod tests {
             Ok((identifier == "microvm-1").then_some(shop))
         }
 
+        async fn connector_arn(&self, identifier: &str) -> Result<Option<String>, ServiceError> {
+            let known = ["office", "nc-1", "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1", EGRESS];
+            Ok(known.contains(&identifier).then(|| canonical(EGRESS)))
+        }
+
         async fn egress_of_image(&self, _: &ImageArn, _: Option<&str>) -> Result<Vec<String>, ServiceError> {
             Ok(vec![EGRESS.into()])
         }
@@ -217,6 +238,20 @@ mod tests {
         for microvm in ["microvm-1", "microvm-2"] {
             assert!(asked(&every, "lambda:GetMicrovm", of(microvm)).await.is_ok(), "so that it is not found");
         }
+    }
+
+    #[tokio::test]
+    async fn a_connector_is_the_same_whatever_it_is_called() {
+        let one = |effect: &str| json!({ "Effect": effect, "Action": "lambda:*", "Resource": canonical(EGRESS) });
+        let (may, may_not) = (user(json!([one("Allow")])), user(json!([all("Allow"), one("Deny")])));
+        for name in ["office", "nc-1", EGRESS] {
+            let get = "lambda:GetNetworkConnector";
+            assert!(asked(&may, get, needs::connector(name)).await.is_ok(), "{name}");
+            let refusal = asked(&may_not, get, needs::connector(name)).await.expect_err("denied");
+            assert!(refusal.contains("with an explicit deny"), "{refusal}");
+            assert_eq!(refusal.contains("nc-1"), name.contains("nc-1"), "it tells what the caller did not know");
+        }
+        assert!(asked(&may, "lambda:GetNetworkConnector", needs::connector("other")).await.is_err());
     }
 
     #[tokio::test]

@@ -19,6 +19,11 @@ pub enum Target {
         /// Its name, be it taken or not.
         name: String,
     },
+    /// A connector.
+    Connector {
+        /// As the caller wrote it: an id, a name, an ARN, one of a version.
+        identifier: String,
+    },
     /// The image a microVM was launched from.
     ImageOf {
         /// The microVM, as the caller wrote it.
@@ -74,6 +79,11 @@ pub(crate) fn image(arn: &ImageArn) -> Needs {
 /// Leave on something whose ARN the request states.
 pub(crate) fn named(arn: &str) -> Needs {
     Target::Named(canonical(arn)).into()
+}
+
+/// Leave on a connector of the caller's account.
+pub(crate) fn connector(identifier: &str) -> Needs {
+    Target::Connector { identifier: identifier.to_owned() }.into()
 }
 
 /// Leave on an image that is to be made.

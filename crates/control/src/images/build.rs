@@ -120,6 +120,7 @@ fn spec(shared: &Shared, build: &Build, image: &Image, definition: Definition) -
         size: plan.size,
         hooks: plan.hooks,
         all_capabilities: plan.all_capabilities,
+        egress: plan.egress,
     }
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use api::{
     arn::ImageArn,
     catalogue,
+    connector::EgressConnector,
     error::ServiceError,
-    host::ImageRef,
+    host::{Egress, ImageRef},
     images::{
         Architecture, CreateMicrovmImageRequest, CreateMicrovmImageResponse, DeleteMicrovmImageRequest,
         DeleteMicrovmImageResponse, GetMicrovmImageRequest, GetMicrovmImageResponse, ImagePlan, ImageState,
@@ -24,10 +25,11 @@ use super::{
     state::{Event, next},
 };
 use crate::{
+    connectors::usage::{self, Use},
     idempotency::{ClientToken, Meaning, meaning},
     pages::Page,
     shared::{Shared, hidden},
-    store::{Connection, StoreError, commit, images as rows, microvms as microvm_rows, tokens},
+    store::{Connection, StoreError, commit, connector_uses, images as rows, microvms as microvm_rows, tokens},
 };
 
 /// `CreateMicrovmImage`.
@@ -37,7 +39,8 @@ pub(crate) async fn create(
 ) -> Result<CreateMicrovmImageResponse, ServiceError> {
     let plan = request.version.plan(&shared.config.region, Architecture::HOST)?;
     let token = request.client_token.take().map(|token| ClientToken::new("CreateMicrovmImage", token, &request));
-    let definition = definition(plan);
+    let way = plan.egress.clone();
+    let mut definition = definition(plan);
     let tags = request.tags.unwrap_or_default();
     tags::check(&tags)?;
     let own = shared.clone();
@@ -57,8 +60,10 @@ pub(crate) async fn create(
                 return Err(catalogue::image_quota_exceeded());
             }
             room_for_a_build(&own, &mut transaction).await?;
+            let uses = way_out(&own, &mut transaction, way, &mut definition).await?;
             let (image, version, build) =
                 rows::insert(&mut transaction, &request.name, &tags, &definition, now).await.map_err(hidden)?;
+            note(&mut transaction, &version.image, uses).await?;
             if let Some(token) = &token {
                 tokens::keep(&mut transaction, token, &kept_as(&version.image), now).await.map_err(hidden)?;
             }
@@ -79,6 +84,8 @@ fn definition(plan: ImagePlan) -> Definition {
             size: plan.size,
             hooks: plan.hooks,
             all_capabilities: plan.all_capabilities,
+            // Known once its connector is looked up.
+            egress: Egress::default(),
         },
     }
 }
@@ -91,7 +98,8 @@ pub(crate) async fn update(
 ) -> Result<UpdateMicrovmImageResponse, ServiceError> {
     let plan = request.version.plan(&shared.config.region, Architecture::HOST)?;
     let token = request.client_token.take().map(|token| ClientToken::new("UpdateMicrovmImage", token, &request));
-    let definition = definition(plan);
+    let way = plan.egress.clone();
+    let mut definition = definition(plan);
     let arn = request.image;
     let own = shared.clone();
     shared
@@ -112,8 +120,10 @@ pub(crate) async fn update(
                 return Err(catalogue::version_quota_exceeded());
             }
             room_for_a_build(&own, &mut transaction).await?;
+            let uses = way_out(&own, &mut transaction, way, &mut definition).await?;
             let made = rows::insert_next(&mut transaction, &image.id, state, &definition, now).await;
             let (version, build) = made.map_err(hidden)?;
+            note(&mut transaction, &version.image, uses).await?;
             if let Some(token) = &token {
                 tokens::keep(&mut transaction, token, &kept_as(&version.image), now).await.map_err(hidden)?;
             }
@@ -123,6 +133,26 @@ pub(crate) async fn update(
             Ok(updated(arn, image, version))
         })
         .await
+}
+
+/// Looks up the connector that a version names, and writes what it means into the version's definition.
+async fn way_out(
+    shared: &Shared,
+    connection: &mut Connection,
+    way: EgressConnector,
+    definition: &mut Definition,
+) -> Result<Vec<Use>, ServiceError> {
+    let (egress, uses) = usage::resolve(shared, connection, &[way]).await?;
+    definition.plan.egress = egress;
+    Ok(uses)
+}
+
+/// Notes what a version names, so that it is not deleted meanwhile.
+async fn note(connection: &mut Connection, version: &ImageRef, uses: Vec<Use>) -> Result<(), ServiceError> {
+    for used in uses {
+        connector_uses::by_image(connection, version, &used.connector, used.named).await.map_err(hidden)?;
+    }
+    Ok(())
 }
 
 async fn room_for_a_build(shared: &Shared, connection: &mut Connection) -> Result<(), ServiceError> {

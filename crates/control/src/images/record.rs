@@ -1,7 +1,7 @@
 //! What is kept of an image, its versions and its builds.
 
 use api::{
-    host::ImageRef,
+    host::{Egress, ImageRef},
     ids::{BuildId, ImageId, ImageVersion},
     images::{Architecture, BuildState, ImageState, VersionConfiguration, VersionState, VersionStatus},
     tags::Tags,
@@ -60,6 +60,9 @@ pub(crate) struct BuildPlan {
     pub(crate) hooks: api::hooks::HookPlan,
     /// Whether its apps get every capability.
     pub(crate) all_capabilities: bool,
+    /// Where the packets of the build's VM may go. Records of before there was a choice have none.
+    #[serde(default)]
+    pub(crate) egress: Egress,
 }
 
 /// A version of an image.

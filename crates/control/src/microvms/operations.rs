@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use api::{
     arn::ImageArn,
     catalogue,
-    connector::ManagedConnector,
+    connector::{EgressConnector, ManagedConnector},
     error::ServiceError,
-    host::{HostError, ImageRef, MicrovmSpec},
+    host::{Egress, HostError, ImageRef, MicrovmSpec},
     ids::{EndpointId, ImageVersion, MicrovmId},
     microvms::{
         CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, CreateMicrovmShellAuthTokenRequest,
@@ -27,11 +27,12 @@ use super::{
     state::State,
 };
 use crate::{
+    connectors::usage,
     idempotency::{ClientToken, Meaning, meaning},
     images::{operations::image_of, record::Version, state::can_run},
     pages::Page,
     shared::{Shared, hidden, stopping},
-    store::{Connection, commit, images as image_rows, microvms as rows, tokens},
+    store::{Connection, commit, connector_uses, images as image_rows, microvms as rows, tokens},
 };
 
 /// `RunMicrovm`.
@@ -57,9 +58,22 @@ pub(crate) async fn run(
                 return Err(catalogue::payload_without_run_hook());
             }
             room_for_a_microvm(&own, &mut transaction, version.definition.plan.size).await?;
-            let (spec, contract) = agreed(&own, request, plan, version);
+            let ways = match plan.egress.clone() {
+                Some(ways) => ways,
+                None => {
+                    let inherited = version.definition.configuration.egress_network_connectors.as_deref();
+                    EgressConnector::from_arns(inherited.unwrap_or_default(), &own.config.region)?
+                }
+            };
+            let (egress, uses) = usage::resolve(&own, &mut transaction, &ways).await?;
+            let (spec, contract) = agreed(&own, request, plan, version, egress);
             let endpoint = EndpointId::random();
             let record = rows::insert(&mut transaction, spec, endpoint, contract, now).await.map_err(hidden)?;
+            for used in uses {
+                let microvm = &record.spec.microvm_id;
+                let noted = connector_uses::by_microvm(&mut transaction, microvm, &used.connector, used.version);
+                noted.await.map_err(hidden)?;
+            }
             if let Some(token) = &token {
                 let id = record.spec.microvm_id.to_string();
                 tokens::keep(&mut transaction, token, &id, now).await.map_err(hidden)?;
@@ -119,7 +133,13 @@ async fn runnable(
     if can_run(image.state, version.state, version.status) { Ok(version) } else { Err(none()) }
 }
 
-fn agreed(shared: &Shared, request: RunMicrovmRequest, plan: RunPlan, version: Version) -> (MicrovmSpec, Contract) {
+fn agreed(
+    shared: &Shared,
+    request: RunMicrovmRequest,
+    plan: RunPlan,
+    version: Version,
+    egress: Egress,
+) -> (MicrovmSpec, Contract) {
     let region = &shared.config.region;
     let spec = MicrovmSpec {
         microvm_id: MicrovmId::random(),
@@ -127,6 +147,7 @@ fn agreed(shared: &Shared, request: RunMicrovmRequest, plan: RunPlan, version: V
         size: version.definition.plan.size,
         hooks: version.definition.plan.hooks,
         run_hook_payload: request.run_hook_payload.map(|payload| payload.expose().to_owned()),
+        egress,
     };
     let contract = Contract {
         image_arn: request.image,

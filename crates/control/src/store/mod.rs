@@ -1,6 +1,8 @@
 //! The database: the only place with SQL. One connection writes, so that writers queue here and not in SQLite's locks;
 //! a few others read.
 
+pub(crate) mod connector_uses;
+pub(crate) mod connectors;
 pub(crate) mod iam;
 pub(crate) mod images;
 pub(crate) mod microvms;
@@ -155,6 +157,7 @@ pub(crate) async fn commit(transaction: Transaction<'static, Sqlite>) -> Result<
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "first", include_str!("migrations/0001_first.sql")),
     (2, "versions", include_str!("migrations/0002_versions.sql")),
+    (3, "connectors", include_str!("migrations/0003_connectors.sql")),
     (4, "iam", include_str!("migrations/0004_iam.sql")),
     (5, "memory", include_str!("migrations/0005_memory.sql")),
 ];

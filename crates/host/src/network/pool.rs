@@ -9,6 +9,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use api::host::Egress;
 use tokio::sync::Notify;
 
 use super::{Namespace, NetworkError, namespace::Plan, rules};
@@ -86,6 +87,22 @@ impl Pool {
         match ready {
             Some((_, namespace)) => Ok(namespace),
             None => Ok(self.make().await?.1),
+        }
+    }
+
+    /// A namespace for one VM whose packets may go no further than this.
+    pub async fn take_for(&self, egress: Egress) -> Result<Namespace, NetworkError> {
+        let namespace = self.take().await?;
+        let closed = match egress {
+            Egress::Internet => Ok(()),
+            Egress::Nowhere => namespace.close().await,
+        };
+        match closed {
+            Ok(()) => Ok(namespace),
+            Err(error) => {
+                self.give_back(namespace.name()).await;
+                Err(error)
+            }
         }
     }
 

@@ -9,6 +9,8 @@ const ROLE: &str = "arn:aws:iam::123456789012:role/build";
 const HTTP_INGRESS: &str = "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:HTTP_INGRESS";
 const INTERNET_EGRESS: &str = "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:INTERNET_EGRESS";
 const ARTIFACT: &str = "arn:aws:s3:::code/shop.zip";
+const OFFICE: &str = "arn:aws:lambda:us-east-1:123456789012:network-connector:office";
+const OPERATOR: &str = "arn:aws:iam::123456789012:role/operator";
 const PASS_ROLE: &str = "iam:PassRole";
 const PASS_CONNECTOR: &str = "lambda:PassNetworkConnector";
 
@@ -91,6 +93,12 @@ fn covered() -> Vec<Covered> {
             ..of_microvm("CreateMicrovmAuthToken")
         },
         Covered { body: || json!({ "expirationInMinutes": 5 }), ..of_microvm("CreateMicrovmShellAuthToken") },
+        Covered { body: connector_body, passes: &[(PASS_ROLE, OPERATOR)], ..on("CreateNetworkConnector", "*") },
+        on("GetNetworkConnector", OFFICE),
+        Covered { body: || json!({ "ClientToken": "t" }), ..on("UpdateNetworkConnector", OFFICE) },
+        on("DeleteNetworkConnector", OFFICE),
+        on("ListNetworkConnectors", "*"),
+        on("ListNetworkConnectorVersions", OFFICE),
     ]
 }
 
@@ -100,6 +108,7 @@ fn target(path: &str) -> String {
         .replace("{imageVersion}", "1.0")
         .replace("{buildId}", "b")
         .replace("{Resource}", IMAGE)
+        .replace("{Identifier}", "office")
 }
 
 fn allowing(permissions: &[(String, &str)]) -> Vec<Policy> {
