@@ -551,12 +551,6 @@ pub fn internal_error() -> ServiceError {
     ServiceError::InternalServer { message: "An internal error occurred.".into(), retry_after_seconds: None }
 }
 
-/// An operation of the service that is not there yet.
-#[must_use]
-pub fn unsupported_operation(name: &str) -> ServiceError {
-    ServiceError::UnknownOperation { message: format!("Pilotlight does not support the operation {name} yet.") }
-}
-
 /// No operation of the service.
 #[must_use]
 pub fn unknown_operation(method: &str, path: &str) -> ServiceError {

@@ -22,6 +22,9 @@ const READY_MAX: Duration = Duration::from_secs(60);
 /// Longest wait for an orderly end.
 const DRAIN_MAX: Duration = Duration::from_secs(60);
 
+/// A subnet that the configuration of every server here declares; it leads nowhere.
+pub const OFFLINE_SUBNET: &str = "subnet-offline";
+
 /// A server and where it keeps its things.
 pub struct Server {
     program: PathBuf,
@@ -71,6 +74,8 @@ impl Server {
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         let mut child = Command::new(&self.program)
             .arg("serve")
+            .arg("--config")
+            .arg(repository().join("crates/e2e/server.toml"))
             .arg("--data-dir")
             .arg(&self.data_dir)
             .arg("--initramfs")

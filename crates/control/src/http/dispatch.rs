@@ -89,9 +89,7 @@ async fn answered(
     let Some((route, captures)) = found else {
         return Err(catalogue::unknown_operation(parts.method.as_str(), parts.uri.path()).into());
     };
-    let Some((status, answer)) = route.answer else {
-        return Err(catalogue::unsupported_operation(route.name).into());
-    };
+    let (status, answer) = (route.status, route.answer);
     service.throttles.take(route.name)?;
     let mut path = Vec::new();
     for (name, text) in captures {

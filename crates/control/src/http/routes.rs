@@ -44,8 +44,10 @@ pub struct Route {
     pub name: &'static str,
     pub(super) method: Method,
     pub(super) path: &'static str,
-    /// Status of its success, and how to answer; `None` while it is not supported.
-    pub answer: Option<(u16, Answer)>,
+    /// Status of its success.
+    pub status: u16,
+    /// How to answer.
+    pub answer: Answer,
 }
 
 impl Route {
@@ -70,25 +72,25 @@ fn read<'a, R: FromInput, A>(
     R::from_input(input)
 }
 
-// A route that is served says what it needs leave for, or it does not compile: its name is the action, and what follows
+// A route says what it needs leave for, or it does not compile: its name is the action, and what follows
 // `on` reads the resource, and what is passed on, out of the request. What follows `making` reads the id of what was made
 // out of the answer, for the audit log.
 macro_rules! routes {
     ($($name:literal $method:ident $path:literal
-        $(=> $status:literal $call:ident on $needs:expr $(, making $made:expr)?)?;)+) => {
+        => $status:literal $call:ident on $needs:expr $(, making $made:expr)?;)+) => {
         /// Every operation of the services behind the signing name `lambda` that microVMs belong to.
         pub(super) static ROUTES: &[Route] = &[
             $(Route {
                 name: $name,
                 method: Method::$method,
                 path: $path,
-                answer: routes!(@answer $name $($status $call $needs $(, $made)?)?),
+                status: $status,
+                answer: routes!(@answer $name $call $needs $(, $made)?),
             },)+
         ];
     };
-    (@answer $name:literal) => { None };
-    (@answer $name:literal $status:literal $call:ident $needs:expr $(, $made:expr)?) => {
-        Some(($status, |asked| Box::pin(async move {
+    (@answer $name:literal $call:ident $needs:expr $(, $made:expr)?) => {
+        |asked| Box::pin(async move {
             let Asked { operations, caller, input, call } = asked;
             let request = read(<dyn Operations as Operations>::$call, &input)?;
             let needs = out_of(&request, $needs);
@@ -99,7 +101,7 @@ macro_rules! routes {
             let answer = operations.$call(&caller, request).await?;
             $(call.is_about([out_of(&answer, $made)]);)?
             body_of(&answer)
-        })))
+        })
     };
 }
 

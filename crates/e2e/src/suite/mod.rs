@@ -3,6 +3,7 @@
 
 mod access;
 mod api;
+mod connectors;
 mod demo;
 mod edge;
 mod faults;
@@ -35,6 +36,7 @@ pub fn trials() -> Vec<Trial> {
         demo::TESTS,
         images::TESTS,
         versions::TESTS,
+        connectors::TESTS,
         life::TESTS,
         hooks::TESTS,
         isolation::TESTS,

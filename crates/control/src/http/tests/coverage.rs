@@ -139,7 +139,7 @@ async fn by(
 
 #[test]
 fn every_operation_that_is_served_is_covered() {
-    let mut served: Vec<_> = ROUTES.iter().filter(|route| route.answer.is_some()).map(|route| route.name).collect();
+    let mut served: Vec<_> = ROUTES.iter().map(|route| route.name).collect();
     let mut here: Vec<_> = covered().iter().map(|it| it.name).collect();
     served.sort_unstable();
     here.sort_unstable();

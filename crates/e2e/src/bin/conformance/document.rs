@@ -18,7 +18,7 @@ fn table(ground: &Ground) -> anyhow::Result<String> {
     for operation in ground.operations() {
         let differs = entries().iter().find(|entry| entry.name == operation.name).map_or("", |entry| entry.differs);
         let (word, how) = match (ground.serves(&operation)?, differs) {
-            (false, _) => ("not", "`UnknownOperationException`, with a message that says so"),
+            (false, _) => ("not", "`UnknownOperationException`"),
             (true, "") => ("supported", ""),
             (true, differs) => ("differs", differs),
         };

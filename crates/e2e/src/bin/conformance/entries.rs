@@ -1,5 +1,9 @@
 //! The table: every operation that is served, and how to call it.
 
+use std::time::Duration;
+
+use anyhow::ensure;
+use e2e::{server::OFFLINE_SUBNET, until};
 use serde_json::{Value, json};
 
 use crate::ground::Ground;
@@ -181,6 +185,47 @@ fn shell(ground: &Ground) -> anyhow::Result<Value> {
     Ok(json!({"microvmIdentifier": run["microvmId"], "expirationInMinutes": 5}))
 }
 
+const NO_CONNECTOR: &str =
+    "Network connector not found for: arn:aws:lambda:us-east-1:000000000000:network-connector:nothing";
+
+fn no_connector(_: &Ground) -> Value {
+    json!({"Identifier": "nothing"})
+}
+
+fn new_connector(ground: &Ground) -> anyhow::Result<Value> {
+    Ok(json!({
+        "Name": ground.front.name("connector"),
+        "Configuration": {"VpcEgressConfiguration": {
+            "SubnetIds": [OFFLINE_SUBNET], "NetworkProtocol": "IPv4", "AssociatedComputeResourceTypes": ["MicroVm"],
+        }},
+        "OperatorRole": ROLE,
+        "ClientToken": ground.front.name("token"),
+    }))
+}
+
+fn full_configuration() -> Value {
+    json!({"VpcEgressConfiguration": {
+        "SubnetIds": [OFFLINE_SUBNET], "SecurityGroupIds": ["sg-web"], "NetworkProtocol": "IPv4",
+        "AssociatedComputeResourceTypes": ["MicroVm"], "ElasticIpConfiguration": {"Type": "None"},
+    }})
+}
+
+fn new_full_connector(ground: &Ground) -> anyhow::Result<Value> {
+    with(new_connector(ground)?, json!({"Configuration": full_configuration(), "Tags": {"team": "conformance"}}))
+}
+
+/// A connector that is there.
+fn connector(ground: &Ground) -> anyhow::Result<Value> {
+    let created = ground.call("CreateNetworkConnector", new_connector(ground)?)?;
+    let identifier = json!({"Identifier": created["Id"]});
+    until("the connector to be ACTIVE", Duration::from_secs(20), || {
+        let connector = ground.call("GetNetworkConnector", identifier.clone())?;
+        ensure!(connector["State"] == "ACTIVE", "{connector}");
+        Ok(())
+    })?;
+    Ok(identifier)
+}
+
 /// The entries.
 pub fn entries() -> &'static [Entry] {
     &[
@@ -189,8 +234,9 @@ pub fn entries() -> &'static [Entry] {
             minimal: new_image,
             full: new_full_image,
             missing: &[],
-            differs: "`X86_64` only; `logging`, `egressNetworkConnectors` and `buildRoleArn` are checked and echoed, \
-                      without effect: the build log is a file, and guests reach the internet",
+            differs: "`X86_64` only; `logging` and `buildRoleArn` are checked and echoed, without effect: the build log is \
+                      a file; a connector of one's own closes the VM of the snapshot and those launched from it, not \
+                      the Dockerfile's steps",
         },
         Entry {
             name: "GetMicrovmImage",
@@ -349,7 +395,8 @@ pub fn entries() -> &'static [Entry] {
                  arn:aws:lambda:us-east-1:000000000000:microvm-image:nothing",
             )],
             differs: "`logging` and `executionRoleArn` are checked and echoed, without effect: no credentials are served \
-                      in the guest; of the connectors only the managed ones exist, and `SHELL_INGRESS` opens no shell",
+                      in the guest; connectors of one's own are taken whose subnets do not lead to the internet, and \
+                      `SHELL_INGRESS` opens no shell",
         },
         Entry {
             name: "GetMicrovm",
@@ -413,6 +460,62 @@ pub fn entries() -> &'static [Entry] {
                 NO_SUCH_MICROVM,
             )],
             differs: "the token is made by the service's rules; there is no shell to use it with yet",
+        },
+        Entry {
+            name: "CreateNetworkConnector",
+            minimal: new_connector,
+            full: new_full_connector,
+            missing: &[],
+            differs: "subnets and security groups are those of the configuration; `DualStack` and `ServiceManaged` are \
+                      refused; the role is checked for form",
+        },
+        Entry {
+            name: "GetNetworkConnector",
+            minimal: connector,
+            full: connector,
+            missing: &[(no_connector, NOT_FOUND, NO_CONNECTOR)],
+            differs: "",
+        },
+        Entry {
+            name: "UpdateNetworkConnector",
+            minimal: |ground| with(json!({"ClientToken": ground.front.name("token")}), connector(ground)?),
+            full: |ground| {
+                let all = json!({
+                    "Configuration": full_configuration(), "OperatorRole": ROLE,
+                    "ClientToken": ground.front.name("token"),
+                });
+                with(all, connector(ground)?)
+            },
+            missing: &[(|_| json!({"Identifier": "nothing", "ClientToken": "t"}), NOT_FOUND, NO_CONNECTOR)],
+            differs: "as `CreateNetworkConnector`",
+        },
+        Entry {
+            name: "DeleteNetworkConnector",
+            minimal: connector,
+            full: connector,
+            missing: &[(no_connector, NOT_FOUND, NO_CONNECTOR)],
+            differs: "",
+        },
+        Entry {
+            name: "ListNetworkConnectors",
+            minimal: nothing,
+            full: |ground| {
+                connector(ground)?;
+                connector(ground)?;
+                let mut parameters = json!({"State": "ACTIVE", "MaxItems": 1});
+                let page = ground.call("ListNetworkConnectors", parameters.clone())?;
+                parameters["Marker"] = page["NextMarker"].clone();
+                Ok(parameters)
+            },
+            missing: &[],
+            differs: "",
+        },
+        Entry {
+            name: "ListNetworkConnectorVersions",
+            minimal: connector,
+            full: |ground| with(json!({"State": "ACTIVE", "MaxItems": 100}), connector(ground)?),
+            missing: &[(no_connector, NOT_FOUND, NO_CONNECTOR)],
+            differs: "",
         },
     ]
 }
