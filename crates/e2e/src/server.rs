@@ -72,10 +72,12 @@ impl Server {
     pub fn start(&mut self) -> anyhow::Result<()> {
         let (api, edge) = self.ports.unwrap_or((0, 0));
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let mut child = Command::new(&self.program)
-            .arg("serve")
-            .arg("--config")
-            .arg(repository().join("crates/e2e/server.toml"))
+        let mut command = Command::new(&self.program);
+        command.arg("serve");
+        if !self.arguments.iter().any(|argument| argument == "--config") {
+            command.arg("--config").arg(repository().join("crates/e2e/server.toml"));
+        }
+        let mut child = command
             .arg("--data-dir")
             .arg(&self.data_dir)
             .arg("--initramfs")
