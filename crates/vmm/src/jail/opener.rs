@@ -30,7 +30,14 @@ pub(crate) struct Opener {
 impl Opener {
     /// Begins to answer the questions of process `pid`: opening [`MEMORY_PATH`] gives it `memory`.
     pub(crate) fn start(pid: u32, questions: OwnedFd, memory: File) -> io::Result<Self> {
-        let process_memory = File::open(format!("/proc/{pid}/mem"))?;
+        let process_memory = match File::open(format!("/proc/{pid}/mem")) {
+            Ok(file) => file,
+            // It has ended already, and asks nothing any more; whoever waits for it finds out how.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT)) => {
+                return Ok(Self { stop: None, thread: None });
+            }
+            Err(error) => return Err(error),
+        };
         let (stopped, stop) = io::pipe()?;
         let thread = thread::Builder::new().name("jail-opener".to_owned()).spawn(move || {
             if let Err(error) = answer_all(&questions, &stopped, &process_memory, &memory) {
