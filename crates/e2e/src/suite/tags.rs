@@ -57,7 +57,8 @@ fn shown(stage: &mut Stage) -> anyhow::Result<()> {
     bare(stage)?;
     tag(stage, json!({"team": "a"}))?;
     let image = stage.aws.microvms("get_microvm_image", json!({"imageIdentifier": stage.image.arn}))?;
-    ensure!(image["tags"] == json!({"team": "a"}) && image["state"] == "CREATED", "{image}");
+    let settled = ["CREATED", "UPDATED"].contains(&image["state"].as_str().unwrap_or_default());
+    ensure!(image["tags"] == json!({"team": "a"}) && settled, "{image}");
     bare(stage)
 }
 
