@@ -81,6 +81,14 @@ pub enum ServiceError {
         /// When to try again.
         retry_after_seconds: Option<u32>,
     },
+    /// The same, in that family.
+    #[error("{message}")]
+    TooManyRequests {
+        /// Which limit.
+        message: String,
+        /// When to try again.
+        retry_after_seconds: Option<u32>,
+    },
     /// A limit of the account is reached.
     #[error("{message}")]
     ServiceQuotaExceeded {
@@ -129,11 +137,13 @@ pub struct WireError {
 }
 
 impl ServiceError {
-    /// The same as the connector operations say it: their model has no `InternalServerException`.
+    /// The same as the connector operations say it: their model has neither
+    /// `InternalServerException` nor `ThrottlingException`.
     #[must_use]
     pub fn of_connectors(self) -> Self {
         match self {
             Self::InternalServer { message, retry_after_seconds: _ } => Self::Service { message },
+            Self::Throttling { message, retry_after_seconds } => Self::TooManyRequests { message, retry_after_seconds },
             other => other,
         }
     }
@@ -153,6 +163,7 @@ impl ServiceError {
             Self::Service { .. } => "ServiceException",
             Self::ResourceConflict { .. } => "ResourceConflictException",
             Self::Throttling { .. } => "ThrottlingException",
+            Self::TooManyRequests { .. } => "TooManyRequestsException",
             Self::ServiceQuotaExceeded { .. } => "ServiceQuotaExceededException",
             Self::InsufficientCapacity { .. } => "InsufficientCapacityException",
             Self::InternalServer { .. } => "InternalServerException",
@@ -174,7 +185,7 @@ impl ServiceError {
             Self::ResourceNotFound { .. } | Self::ConnectorNotFound { .. } | Self::UnknownOperation { .. } => 404,
             Self::Conflict { .. } | Self::ResourceConflict { .. } => 409,
             Self::RequestTooLarge { .. } => 413,
-            Self::Throttling { .. } => 429,
+            Self::Throttling { .. } | Self::TooManyRequests { .. } => 429,
             Self::InsufficientCapacity { .. } | Self::InternalServer { .. } | Self::Service { .. } => 500,
         }
     }
@@ -202,6 +213,10 @@ impl ServiceError {
             Self::Throttling { message, retry_after_seconds } => {
                 retry_after = *retry_after_seconds;
                 json!({ "message": message, "serviceCode": null, "quotaCode": null })
+            }
+            Self::TooManyRequests { message, retry_after_seconds } => {
+                retry_after = *retry_after_seconds;
+                json!({ "Type": "User", "message": message, "Reason": "CallerRateLimitExceeded" })
             }
             Self::ServiceQuotaExceeded { message } => json!({
                 "message": message,
