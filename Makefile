@@ -16,18 +16,23 @@ FUZZ ?= \
 	vmm:fuzz::a_record_may_be_anything \
 	vmm:fuzz::an_answer_of_firecracker_may_be_anything
 
-.PHONY: setup demo test lint fuzz bench clean
+.PHONY: setup setup-tests demo test lint fuzz bench clean
 
 setup:
 	@scripts/setup.sh
 
+setup-tests:
+	@scripts/setup.sh tests
+
 demo: setup
 	@target/venv/bin/python scripts/demo.py
 
-test: setup
+# The programs are run as set-up built them: `cargo run` would want other features of their dependencies, and build those
+# once more.
+test: setup-tests
 	cargo test --release --workspace
-	cargo run --release -p e2e --bin conformance
-	cargo run --release -p e2e
+	target/release/conformance
+	target/release/e2e
 
 lint:
 	cargo fmt --check
@@ -45,8 +50,8 @@ fuzz:
 			-T $(SECONDS)s "$${each#*:}" || exit 1; \
 	done
 
-bench: setup
-	cargo run --release -p e2e --bin bench -- $(ONLY)
+bench: setup-tests
+	target/release/bench $(ONLY)
 
 # What make setup put into PILOTLIGHT_ASSETS stays: other checkouts use it too.
 clean:

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Prepares a fresh Debian 12 (or later) or Ubuntu 24.04 machine for Pilotlight: packages, guest kernel, binaries, guest
-# image, base images, and AWS's SDKs and command line for the demo and the tests. Run it as often as you like: what is there stays.
+# image, base images, and AWS's SDK for Python for the demo. Run it as often as you like: what is there stays.
+#
+# `setup.sh tests` also makes what the tests and the benchmarks need beside that: their programs and more AWS clients.
 #
 # PILOTLIGHT_ASSETS names the directory for what all checkouts share; /var/lib/pilotlight/assets unless set.
 set -euo pipefail
@@ -9,6 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly assets=${PILOTLIGHT_ASSETS:-/var/lib/pilotlight/assets}
 readonly triple=$(uname -m)-unknown-linux-gnu
 readonly boto3=1.44.5
+readonly for_tests=${1:-}
 readonly awscli=1.46.3
 readonly javascript_sdk=3.1131.0
 packages=(
@@ -18,16 +21,19 @@ packages=(
   buildah erofs-utils mmdebstrap debian-archive-keyring util-linux cpio xz-utils zstd lz4 ca-certificates
   # builds Pilotlight
   gcc libc6-dev pkg-config
-  # tests that guests of another architecture are emulated
-  qemu-system-arm
-  # runs the demo and the tests: Python resolves *.localhost only with libnss-myhostname
+  # runs the demo: Python resolves *.localhost only with libnss-myhostname
   python3 python3-venv libnss-myhostname
 )
-# Drives the tests' JavaScript. A Node.js from elsewhere comes with an npm that Debian's does not go with.
-command -v node >/dev/null || packages+=(nodejs)
-command -v npm >/dev/null || packages+=(npm)
-readonly packages
-readonly steps=7
+steps=6
+if [[ $for_tests ]]; then
+  # emulates guests of another architecture
+  packages+=(qemu-system-arm)
+  # A Node.js from elsewhere comes with an npm that Debian's does not go with.
+  command -v node >/dev/null || packages+=(nodejs)
+  command -v npm >/dev/null || packages+=(npm)
+  steps=8
+fi
+readonly packages steps
 step=0
 
 # The last line of a failed setup: one sentence that says what to do.
@@ -65,7 +71,10 @@ install_packages() {
 }
 
 build_binaries() {
-  cargo build --release --workspace --bins --exclude guest
+  local crates=(-p pilotlight -p snapshot)
+  # All at once, as `cargo test` will: a crate alone may want other features of what it depends on, and build it again.
+  [[ ! $for_tests ]] || crates=(--workspace --exclude guest)
+  cargo build --release --bins "${crates[@]}"
   # Static, because inside a microVM there is nothing to link to; in a directory of its own, because the flags differ.
   local flags=CARGO_TARGET_${triple//-/_}_RUSTFLAGS
   env "${flags^^}=-C target-feature=+crt-static" \
@@ -82,18 +91,25 @@ make_guest_image() {
 
 make_venv() {
   local key
-  key="boto3==$boto3 awscli==$awscli $(/usr/bin/python3 --version)"
+  key="boto3==$boto3 $(/usr/bin/python3 --version)"
   ! stamped target/venv/pilotlight-stamp "$key" || return 0
   rm -rf target/venv
   # Debian's own interpreter: another one earlier on PATH may lack the venv module or go away.
   /usr/bin/python3 -m venv target/venv
-  target/venv/bin/pip install --quiet --disable-pip-version-check "boto3==$boto3" "awscli==$awscli"
+  target/venv/bin/pip install --quiet --disable-pip-version-check "boto3==$boto3"
   target/venv/bin/python -c 'import boto3; boto3.client("lambda-microvms", region_name="us-east-1")'
-  target/venv/bin/python -m awscli --version
   echo "$key" >target/venv/pilotlight-stamp
 }
 
-# For the conformance suite alone. The tests ask of Node.js what Debian 12 has, and of the network only the registry.
+# It brings its own botocore; boto3's stays what it was.
+add_aws_cli() {
+  ! stamped target/venv/pilotlight-awscli "$awscli" || return 0
+  target/venv/bin/pip install --quiet --disable-pip-version-check "awscli==$awscli"
+  target/venv/bin/python -m awscli --version
+  echo "$awscli" >target/venv/pilotlight-awscli
+}
+
+# The tests ask of Node.js what Debian 12 has, and of the network only the registry.
 make_node_modules() {
   local key
   key="@aws-sdk/client-lambda-microvms@$javascript_sdk $(node --version)"
@@ -130,9 +146,11 @@ run "guest image" "the guest image could not be packed: remove target/guest and 
   make_guest_image
 run "base images in $assets/storage (two minutes the first time)" "the base images could not be made: check the network, then run make setup again" \
   scripts/base-images.sh "$assets/storage"
-run "AWS's SDK for Python and command line in target/venv" \
-  "pip could not install boto3 $boto3 and awscli $awscli: check the network, then run make setup again" \
+run "AWS's SDK for Python in target/venv" "pip could not install boto3 $boto3: check the network, then run make setup again" \
   make_venv
+[[ $for_tests ]] || exit 0
+run "AWS's command line in target/venv" "pip could not install awscli $awscli: check the network, then try again" \
+  add_aws_cli
 run "AWS's SDK for JavaScript in target/node" \
-  "npm could not install @aws-sdk/client-lambda-microvms $javascript_sdk: check the network, then run make setup again" \
+  "npm could not install @aws-sdk/client-lambda-microvms $javascript_sdk: check the network, then try again" \
   make_node_modules

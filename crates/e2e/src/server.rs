@@ -90,7 +90,7 @@ impl Server {
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
-            .with_context(|| format!("starting {} (made by `make setup`)", self.program.display()))?;
+            .with_context(|| format!("starting {} (made by `make setup-tests`)", self.program.display()))?;
         let stdout = BufReader::new(child.stdout.take().context("stdout is piped")?);
         self.child = Some(child);
         // After the start, so that either this or the sweep sees the process.

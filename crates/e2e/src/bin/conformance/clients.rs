@@ -98,7 +98,7 @@ fn javascript(ground: &Ground) -> anyhow::Result<()> {
     let artifact = format!("s3://{}/{}", e2e::image::BUCKET, e2e::front::ARTIFACT);
     let mut node = Command::new("node");
     node.arg(script).arg(repository().join("target/node")).arg(artifact).envs(ground.front.server.environment()?);
-    let said = run(&mut node).context("made by `make setup`")?;
+    let said = run(&mut node).context("made by `make setup-tests`")?;
     ensure!(said.trim() == "lived", "{said}");
     Ok(())
 }
