@@ -3,6 +3,7 @@
 //! A token is good for as long as what it made lives, and for a day at most. The real service keeps it for ever, and
 //! replays what is long gone; that helps nobody and is not copied.
 
+use api::error::ServiceError;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -41,35 +42,32 @@ pub(crate) struct Kept {
     pub(crate) created_at: i64,
 }
 
-/// What a token means for a request.
+/// What a token stands for: it was used before, not too long ago.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Meaning {
-    /// Never seen, or too long ago: make something new.
-    Fresh,
-    /// Answer as the first time, if this lives still; make something new if not.
-    Replay {
-        /// What the first request made.
-        resource_id: String,
-    },
-    /// Used for something else: refuse, if what it made lives still.
-    Mismatch {
-        /// What the first request made.
-        resource_id: String,
-    },
+pub(crate) struct Used {
+    /// What the first request made.
+    pub(crate) resource_id: String,
+    /// Did that have the same parameters?
+    pub(crate) same: bool,
 }
 
-/// Compares a token with what was kept under it.
-pub(crate) fn meaning(token: &ClientToken, kept: Option<Kept>, now: i64) -> Meaning {
-    match kept {
-        None => Meaning::Fresh,
-        Some(kept) if now.saturating_sub(kept.created_at) >= TOKEN_LIFE_MS => Meaning::Fresh,
-        Some(kept) if kept.fingerprint == token.fingerprint => Meaning::Replay { resource_id: kept.resource_id },
-        Some(kept) => Meaning::Mismatch { resource_id: kept.resource_id },
+impl Used {
+    /// What to answer again: what the first request made, if it lives still. If it does not, something new is to be made;
+    /// if the parameters are others, the request is refused so.
+    pub(crate) fn answer<T>(self, alive: Option<T>, refusal: fn() -> ServiceError) -> Result<Option<T>, ServiceError> {
+        if alive.is_some() && !self.same { Err(refusal()) } else { Ok(alive) }
     }
+}
+
+/// Compares a token with what was kept under it; nothing, if it was never seen, or too long ago.
+pub(crate) fn used(token: &ClientToken, kept: Option<Kept>, now: i64) -> Option<Used> {
+    let kept = kept.filter(|kept| now.saturating_sub(kept.created_at) < TOKEN_LIFE_MS)?;
+    Some(Used { same: kept.fingerprint == token.fingerprint, resource_id: kept.resource_id })
 }
 
 #[cfg(test)]
 mod tests {
+    use api::catalogue;
     use serde_json::json;
 
     use super::*;
@@ -91,9 +89,20 @@ mod tests {
             Some(Kept { fingerprint: fingerprint.into(), resource_id: "r".into(), created_at: 1000 })
         };
         let same = || kept(&token.fingerprint);
-        assert_eq!(meaning(&token, None, 0), Meaning::Fresh);
-        assert_eq!(meaning(&token, same(), 999 + TOKEN_LIFE_MS), Meaning::Replay { resource_id: "r".into() });
-        assert_eq!(meaning(&token, same(), 1000 + TOKEN_LIFE_MS), Meaning::Fresh);
-        assert_eq!(meaning(&token, kept("x"), 1000), Meaning::Mismatch { resource_id: "r".into() });
+        let found = |same| Some(Used { resource_id: "r".into(), same });
+        assert_eq!(used(&token, None, 0), None);
+        assert_eq!(used(&token, same(), 999 + TOKEN_LIFE_MS), found(true));
+        assert_eq!(used(&token, same(), 1000 + TOKEN_LIFE_MS), None);
+        assert_eq!(used(&token, kept("x"), 1000), found(false));
+    }
+
+    #[test]
+    fn what_is_gone_is_neither_replayed_nor_in_the_way() {
+        let used = |same| Used { resource_id: "r".into(), same };
+        let refusal = catalogue::client_token_reused;
+        assert_eq!(used(true).answer(Some(1), refusal), Ok(Some(1)));
+        assert_eq!(used(true).answer(None::<i32>, refusal), Ok(None));
+        assert_eq!(used(false).answer(Some(1), refusal), Err(refusal()));
+        assert_eq!(used(false).answer(None::<i32>, refusal), Ok(None));
     }
 }

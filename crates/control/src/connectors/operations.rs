@@ -7,6 +7,7 @@ use api::{
     connectors::{
         ConnectorArn, CreateNetworkConnectorRequest, DeleteNetworkConnectorRequest, GetNetworkConnectorRequest,
         Identifier, LastUpdateStatus, NetworkConnector, NetworkConnectorState as State, UpdateNetworkConnectorRequest,
+        Which,
     },
     error::ServiceError,
     ids::ConnectorId,
@@ -20,7 +21,7 @@ use super::{
     state::{Event, may_leave, next},
 };
 use crate::{
-    idempotency::{ClientToken, Meaning, meaning},
+    idempotency::ClientToken,
     shared::{Shared, hidden},
     store::{Connection, commit, connector_uses, connectors as rows, tokens},
 };
@@ -120,7 +121,7 @@ pub(crate) async fn create(
             if let Some((connector, version)) = replayed(&mut transaction, &token, now).await? {
                 return Ok(described(&own, &connector, &version, State::Pending));
             }
-            let which = api::connectors::Which::Name(request.name.clone());
+            let which = Which::Name(request.name.clone());
             if rows::find(&mut transaction, &which).await.map_err(hidden)?.is_some() {
                 return Err(catalogue::duplicate_connector_name(&request.name));
             }
@@ -162,23 +163,15 @@ async fn replayed(
     token: &ClientToken,
     now: i64,
 ) -> Result<Option<(Connector, Version)>, ServiceError> {
-    let kept = tokens::find(connection, token).await.map_err(hidden)?;
-    let (resource_id, same) = match meaning(token, kept, now) {
-        Meaning::Fresh => return Ok(None),
-        Meaning::Replay { resource_id } => (resource_id, true),
-        Meaning::Mismatch { resource_id } => (resource_id, false),
-    };
-    let Some((id, version)) = resource_id.split_once(' ') else { return Ok(None) };
+    let Some(used) = tokens::find(connection, token, now).await.map_err(hidden)? else { return Ok(None) };
+    let Some((id, version)) = used.resource_id.split_once(' ') else { return Ok(None) };
     let (Ok(id), Ok(version)) = (id.parse(), version.parse()) else { return Ok(None) };
-    let connector = rows::find(connection, &api::connectors::Which::Id(id)).await.map_err(hidden)?;
+    let connector = rows::find(connection, &Which::Id(id)).await.map_err(hidden)?;
     let version = rows::find_version(connection, &id, version).await.map_err(hidden)?;
     let leaving = |state| matches!(state, State::Deleting | State::DeleteFailed);
     let alive =
         connector.zip(version).filter(|(connector, version)| !leaving(connector.state) && !leaving(version.state));
-    match alive {
-        Some(_) if !same => Err(catalogue::connector_token_reused()),
-        alive => Ok(alive),
-    }
+    used.answer(alive, catalogue::connector_token_reused)
 }
 
 /// `GetNetworkConnector`.

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     connectors::usage::{self, Use},
-    idempotency::{ClientToken, Meaning, meaning},
+    idempotency::ClientToken,
     pages::Page,
     shared::{Shared, hidden},
     store::{Connection, StoreError, commit, connector_uses, images as rows, microvms as microvm_rows, tokens},
@@ -171,23 +171,15 @@ async fn replayed(
     token: &ClientToken,
     now: i64,
 ) -> Result<Option<(Image, Version)>, ServiceError> {
-    let kept = tokens::find(connection, token).await.map_err(hidden)?;
-    let (resource_id, same) = match meaning(token, kept, now) {
-        Meaning::Fresh => return Ok(None),
-        Meaning::Replay { resource_id } => (resource_id, true),
-        Meaning::Mismatch { resource_id } => (resource_id, false),
-    };
+    let Some(used) = tokens::find(connection, token, now).await.map_err(hidden)? else { return Ok(None) };
     // Before versions came after the first, a token was kept with the image alone.
-    let (image, version) = resource_id.split_once(' ').unwrap_or((&resource_id, "1.0"));
+    let (image, version) = used.resource_id.split_once(' ').unwrap_or((&used.resource_id, "1.0"));
     let (Ok(image_id), Ok(version)) = (image.parse(), version.parse()) else { return Ok(None) };
     let image = rows::by_id(connection, &image_id).await.map_err(hidden)?;
     let image = image.filter(|image| !matches!(image.state, ImageState::Deleting | ImageState::DeleteFailed));
     let version = rows::find_version(connection, &ImageRef { image_id, version }).await.map_err(hidden)?;
     let version = version.filter(|it| !matches!(it.state, VersionState::Deleting | VersionState::DeleteFailed));
-    match image.zip(version) {
-        Some(_) if !same => Err(catalogue::client_token_reused()),
-        alive => Ok(alive),
-    }
+    used.answer(image.zip(version), catalogue::client_token_reused)
 }
 
 /// The first answer, also when it is given again.

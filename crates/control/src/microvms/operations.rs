@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     connectors::usage,
-    idempotency::{ClientToken, Meaning, meaning},
+    idempotency::ClientToken,
     images::{operations::image_of, record::Version, state::can_run},
     pages::Page,
     shared::{Shared, hidden, stopping},
@@ -101,18 +101,11 @@ async fn room_for_a_microvm(shared: &Shared, connection: &mut Connection, size: 
 
 /// The microVM that a token stands for, if it does and that one lives.
 async fn replayed(connection: &mut Connection, token: &ClientToken, now: i64) -> Result<Option<Record>, ServiceError> {
-    let kept = tokens::find(connection, token).await.map_err(hidden)?;
-    let (resource_id, same) = match meaning(token, kept, now) {
-        Meaning::Fresh => return Ok(None),
-        Meaning::Replay { resource_id } => (resource_id, true),
-        Meaning::Mismatch { resource_id } => (resource_id, false),
-    };
-    let Ok(id) = resource_id.parse() else { return Ok(None) };
+    let Some(used) = tokens::find(connection, token, now).await.map_err(hidden)? else { return Ok(None) };
+    let Ok(id) = used.resource_id.parse() else { return Ok(None) };
     let record = rows::find(connection, &id).await.map_err(hidden)?;
-    match record.filter(|it| !matches!(it.fate.state, State::Terminating | State::Terminated)) {
-        Some(_) if !same => Err(catalogue::client_token_reused()),
-        record => Ok(record),
-    }
+    let alive = record.filter(|it| !matches!(it.fate.state, State::Terminating | State::Terminated));
+    used.answer(alive, catalogue::client_token_reused)
 }
 
 /// The version to launch: the one asked for, or the newest active one.

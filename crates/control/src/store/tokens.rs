@@ -3,10 +3,14 @@
 use sqlx::{Row, SqliteConnection};
 
 use super::{StoreError, failed};
-use crate::idempotency::{ClientToken, Kept};
+use crate::idempotency::{ClientToken, Kept, Used, used};
 
-/// What was kept under a token.
-pub(crate) async fn find(connection: &mut SqliteConnection, token: &ClientToken) -> Result<Option<Kept>, StoreError> {
+/// What a token stands for now.
+pub(crate) async fn find(
+    connection: &mut SqliteConnection,
+    token: &ClientToken,
+    now: i64,
+) -> Result<Option<Used>, StoreError> {
     let row =
         sqlx::query("SELECT fingerprint, resource_id, created_at FROM client_tokens WHERE operation = ? AND token = ?")
             .bind(token.operation)
@@ -14,11 +18,12 @@ pub(crate) async fn find(connection: &mut SqliteConnection, token: &ClientToken)
             .fetch_optional(connection)
             .await
             .map_err(failed("find a client token"))?;
-    Ok(row.map(|row| Kept {
+    let kept = row.map(|row| Kept {
         fingerprint: row.get("fingerprint"),
         resource_id: row.get("resource_id"),
         created_at: row.get("created_at"),
-    }))
+    });
+    Ok(used(token, kept, now))
 }
 
 /// Keeps a token, in place of what may have been kept under it.
