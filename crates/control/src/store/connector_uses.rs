@@ -6,11 +6,7 @@ use api::{
 };
 use sqlx::SqliteConnection;
 
-use super::{StoreError, failed};
-
-fn column(version: u64) -> i64 {
-    i64::try_from(version).unwrap_or(i64::MAX)
-}
+use super::{StoreError, connectors::column, failed};
 
 /// Notes that a microVM has this version for as long as it lives.
 pub(crate) async fn by_microvm(

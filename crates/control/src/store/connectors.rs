@@ -48,7 +48,8 @@ fn version(row: &SqliteRow) -> Result<Version, StoreError> {
     })
 }
 
-fn column(version: u64) -> i64 {
+/// The number of a version, as columns hold it.
+pub(super) fn column(version: u64) -> i64 {
     i64::try_from(version).unwrap_or(i64::MAX)
 }
 
