@@ -160,21 +160,21 @@ operations! {
         microvms::create_shell_token(shared, &request)
     }
     create_network_connector(shared, request: CreateNetworkConnectorRequest) -> NetworkConnector {
-        connectors::create(shared, request).await.map_err(ServiceError::of_connectors)
+        connectors::create(shared, request).await
     }
     get_network_connector(shared, request: GetNetworkConnectorRequest) -> NetworkConnector {
-        connectors::get(shared, request).await.map_err(ServiceError::of_connectors)
+        connectors::get(shared, request).await
     }
     update_network_connector(shared, request: UpdateNetworkConnectorRequest) -> NetworkConnector {
-        connectors::update(shared, request).await.map_err(ServiceError::of_connectors)
+        connectors::update(shared, request).await
     }
     delete_network_connector(shared, request: DeleteNetworkConnectorRequest) -> NetworkConnector {
-        connectors::remove(shared, request).await.map_err(ServiceError::of_connectors)
+        connectors::remove(shared, request).await
     }
     list_network_connectors(shared, request: ListNetworkConnectorsRequest) -> ListNetworkConnectorsResponse {
-        lists::list(shared, request).await.map_err(ServiceError::of_connectors)
+        lists::list(shared, request).await
     }
     list_network_connector_versions(shared, request: ListNetworkConnectorVersionsRequest) -> ListNetworkConnectorVersionsResponse {
-        lists::list_versions(shared, request).await.map_err(ServiceError::of_connectors)
+        lists::list_versions(shared, request).await
     }
 }

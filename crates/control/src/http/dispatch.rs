@@ -23,7 +23,7 @@ use super::{
     Throttles, answer,
     answer::Refusal,
     operations::Operations,
-    routes::{self, Asked},
+    routes::{self, Asked, Route},
 };
 use crate::{
     audit::{Audit, Call},
@@ -89,30 +89,43 @@ async fn answered(
     let Some((route, captures)) = found else {
         return Err(catalogue::unknown_operation(parts.method.as_str(), parts.uri.path()).into());
     };
-    let (status, answer) = (route.status, route.answer);
+    match carried_out(service, route, captures, parts, &body, caller, call).await {
+        Ok(answer) => Ok((route.name, route.status, answer)),
+        Err(error) => Err(route.worded(error).into()),
+    }
+}
+
+async fn carried_out(
+    service: &Service,
+    route: &'static Route,
+    captures: Vec<(&'static str, &str)>,
+    parts: &Parts,
+    body: &[u8],
+    caller: Caller,
+    call: &Arc<Call>,
+) -> Result<Vec<u8>, ServiceError> {
     service.throttles.take(route.name)?;
     let mut path = Vec::new();
     for (name, text) in captures {
         path.push((name.to_owned(), decoded(text)?));
     }
-    let input = Input::new(path, query(parts.uri.query().unwrap_or_default())?, &body)?;
+    let input = Input::new(path, query(parts.uri.query().unwrap_or_default())?, body)?;
     let asked = Asked { operations: Arc::clone(&service.operations), caller, input, call: Arc::clone(call) };
     // In a task of its own: a caller who hangs up does not leave an operation half done, nor without its line in the audit
     // log, and a bug that panics is an internal error, not a broken connection.
     let call = Arc::clone(call);
     let task = tokio::spawn(async move {
-        let result = answer(asked).await;
+        let result = (route.answer)(asked).await.map_err(|error| route.worded(error));
         match &result {
-            Ok(_) => call.ended(status, None),
+            Ok(_) => call.ended(route.status, None),
             Err(error) => call.ended(error.status(), Some(error.kind())),
         }
         result
     });
-    let answer = task.await.map_err(|error| {
+    task.await.unwrap_or_else(|error| {
         tracing::error!(operation = route.name, error = &error as &dyn std::error::Error, "an operation panicked");
-        catalogue::internal_error()
-    })?;
-    Ok((route.name, status, answer?))
+        Err(catalogue::internal_error())
+    })
 }
 
 /// Who sent a request, and its body, which is read only for somebody who says to be known.

@@ -51,6 +51,11 @@ pub struct Route {
 }
 
 impl Route {
+    /// An error as this operation's model has it: those on connectors are of a family that words some of them otherwise.
+    pub fn worded(&self, error: ServiceError) -> ServiceError {
+        if self.path.starts_with("/2026-04-04/") { error.of_connectors() } else { error }
+    }
+
     /// What policies call it.
     pub fn action(&self) -> String {
         format!("lambda:{}", self.name)

@@ -322,7 +322,7 @@ async fn errors_of_the_older_family_say_whose_fault_it_is() {
 
 #[tokio::test]
 async fn an_operation_called_too_often_is_refused_and_says_when_to_try_again() {
-    let service = service(Throttles::new([("GetMicrovm", 2)]).unwrap());
+    let service = service(Throttles::new([("GetMicrovm", 2), ("GetNetworkConnector", 1)]).unwrap());
     let target = format!("/2025-09-09/microvms/{MICROVM}");
     let call = async || sent_to(service.clone(), Client::new().signed("GET", &target, "")).await;
     for _ in 0..2 {
@@ -332,6 +332,14 @@ async fn an_operation_called_too_often_is_refused_and_says_when_to_try_again() {
     assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &"1".parse().unwrap()));
     assert_eq!(refused.headers()["x-amzn-errortype"], "ThrottlingException");
     assert_eq!(body["message"], "Rate exceeded");
+    // The operations on connectors have another name for it.
+    let connector = Client::new().signed("GET", &format!("{CONNECTORS}/office"), "");
+    assert_eq!(sent_to(service.clone(), connector).await.0.status(), 200);
+    let connector = Client::new().signed("GET", &format!("{CONNECTORS}/office"), "");
+    let (refused, body) = sent_to(service.clone(), connector).await;
+    assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &"1".parse().unwrap()));
+    assert_eq!(refused.headers()["x-amzn-errortype"], "TooManyRequestsException");
+    assert_eq!(body["Reason"], "CallerRateLimitExceeded");
     let other = Client::new().signed("GET", "/2025-09-09/microvms", "");
     assert_eq!(sent_to(service.clone(), other).await.0.status(), 200, "each operation has its own bucket");
     let stranger = Client { secret: "wrong", ..Client::new() };

@@ -44,8 +44,7 @@ impl Throttles {
         bucket.check().map_err(|until| {
             let wait = until.wait_time_from(bucket.clock().now());
             // In whole seconds, as the header has it, and never at once.
-            let refused = catalogue::rate_exceeded(u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1));
-            if name.contains("NetworkConnector") { refused.of_connectors() } else { refused }
+            catalogue::rate_exceeded(u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1))
         })
     }
 }
@@ -65,14 +64,6 @@ mod tests {
         for _ in 0..100 {
             throttles.take("GetMicrovm").unwrap();
         }
-        let throttles = Throttles::new([("GetNetworkConnector", 1)]).unwrap();
-        throttles.take("GetNetworkConnector").unwrap();
-        let refused = throttles.take("GetNetworkConnector").unwrap_err().to_wire();
-        assert_eq!((refused.kind, refused.status), ("TooManyRequestsException", 429));
-        assert_eq!(
-            (&refused.body["Reason"], refused.retry_after_seconds),
-            (&"CallerRateLimitExceeded".into(), Some(1))
-        );
     }
 
     #[test]

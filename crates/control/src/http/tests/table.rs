@@ -279,7 +279,7 @@ impl Operations for Table {
                 last_modified: Some(IsoTimestamp(Timestamp::from_unix_ms(1_500))),
                 ..connector()
             }),
-            "broken" => Err(catalogue::internal_error().of_connectors()),
+            "broken" => Err(catalogue::internal_error()),
             other => Err(catalogue::connector_not_found(Identifier::as_arn(other, REGION, ACCOUNT))),
         }
     }
