@@ -4,14 +4,13 @@ use std::{io, path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
 use api::host::{ArtifactError, ArtifactSource};
-use futures_util::StreamExt;
+use futures_util::TryStreamExt;
 use object_store::{
     ObjectStoreExt,
     aws::{AmazonS3, AmazonS3Builder},
 };
-use tokio::io::AsyncWriteExt;
 
-use crate::{config::ExternalS3, storage::write_error};
+use crate::{config::ExternalS3, storage::save};
 
 /// Reads from it. Nothing is asked of it before the first build.
 pub fn artifacts(config: &ExternalS3) -> anyhow::Result<Arc<dyn ArtifactSource>> {
@@ -60,31 +59,18 @@ impl External {
 
 /// An error of the store, as a build's reason.
 fn reason(error: object_store::Error, bucket: &str, key: &str) -> ArtifactError {
-    let said = chain(&error);
-    match error {
-        // The store tells the two apart only in what the service said.
-        object_store::Error::NotFound { .. } if said.contains("NoSuchBucket") => {
-            ArtifactError::NoSuchBucket { bucket: bucket.to_owned() }
-        }
-        object_store::Error::NotFound { .. } => {
-            ArtifactError::NoSuchKey { bucket: bucket.to_owned(), key: key.to_owned() }
-        }
-        error => {
-            tracing::warn!(bucket, key, error = said, "an artifact could not be read");
-            ArtifactError::Other(io::Error::other(error))
-        }
+    let not_found = matches!(error, object_store::Error::NotFound { .. });
+    let error = anyhow::Error::new(error);
+    let said = format!("{error:#}");
+    // The store tells the two apart only in what the service said.
+    if not_found && said.contains("NoSuchBucket") {
+        return ArtifactError::NoSuchBucket { bucket: bucket.to_owned() };
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut said = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        said.push_str(": ");
-        said.push_str(&cause.to_string());
-        source = cause.source();
+    if not_found {
+        return ArtifactError::NoSuchKey { bucket: bucket.to_owned(), key: key.to_owned() };
     }
-    said
+    tracing::warn!(bucket, key, error = said, "an artifact could not be read");
+    ArtifactError::Other(io::Error::other(error))
 }
 
 #[async_trait::async_trait]
@@ -97,17 +83,7 @@ impl ArtifactSource for External {
         if object.meta.size > bytes_max {
             return Err(ArtifactError::TooLarge { bytes_max });
         }
-        let mut file = tokio::fs::File::create(to).await.map_err(write_error)?;
-        let (mut body, mut bytes) = (object.into_stream(), 0u64);
-        while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(|error| reason(error, bucket, key))?;
-            bytes += chunk.len() as u64;
-            if bytes > bytes_max {
-                return Err(ArtifactError::TooLarge { bytes_max });
-            }
-            file.write_all(&chunk).await.map_err(write_error)?;
-        }
-        file.flush().await.map_err(write_error)?;
-        Ok(bytes)
+        let body = object.into_stream().map_err(|error| reason(error, bucket, key));
+        save(body, to, bytes_max).await
     }
 }

@@ -16,6 +16,8 @@ use s3s::{
     path::S3Path,
 };
 
+use crate::storage::has_second_name;
+
 /// Knows the principals, and asks for each request whether its own may.
 #[derive(Clone)]
 pub struct Gate {
@@ -71,11 +73,8 @@ fn object(bucket: &str, key: &str) -> String {
     format!("arn:aws:s3:::{bucket}/{key}")
 }
 
-/// Objects are files here, so a key with parts that a file system reads as something else would be another name of
-/// another object, and slip past a policy.
 fn check_key(key: &str) -> S3Result<()> {
-    let parts = key.strip_suffix('/').unwrap_or(key).split('/');
-    if parts.into_iter().any(|part| matches!(part, "" | "." | "..")) {
+    if has_second_name(key) {
         let message = "Keys with empty parts, or parts that are '.' or '..', are not supported here.";
         return Err(refused(S3ErrorCode::InvalidArgument, message));
     }

@@ -10,10 +10,11 @@ use std::{
 
 use anyhow::Context;
 use api::host::{ArtifactError, ArtifactSource};
-use futures_util::StreamExt;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use s3s::{
     S3, S3ErrorCode, S3Request,
-    dto::{GetObjectInput, HeadBucketInput},
+    dto::GetObjectInput,
     service::{S3Service, S3ServiceBuilder},
 };
 use tokio::io::AsyncWriteExt;
@@ -22,6 +23,8 @@ use self::files::Files;
 use crate::s3_access::Gate;
 
 mod files;
+
+pub(crate) use files::has_second_name;
 
 /// S3 over a directory.
 pub struct Storage {
@@ -80,15 +83,10 @@ fn request<T>(input: T) -> S3Request<T> {
 #[async_trait::async_trait]
 impl ArtifactSource for Artifacts {
     async fn fetch(&self, bucket: &str, key: &str, to: &Path, bytes_max: u64) -> Result<u64, ArtifactError> {
-        if key.split('/').any(|part| matches!(part, "" | "." | "..")) {
-            // Objects are files here: a key like that cannot have been stored, and would be a second name of one that was.
-            return Err(ArtifactError::NoSuchKey { bucket: bucket.to_owned(), key: key.to_owned() });
-        }
         let other = |error: s3s::S3Error| ArtifactError::Other(io::Error::other(error.to_string()));
-        let head = HeadBucketInput::builder().bucket(bucket.to_owned()).build();
-        let head = head.map_err(|error| ArtifactError::Other(io::Error::other(error.to_string())))?;
-        if self.files.head_bucket(request(head)).await.is_err() {
-            return Err(ArtifactError::NoSuchBucket { bucket: bucket.to_owned() });
+        // A folder is an object to S3 clients, and no artifact.
+        if key.ends_with('/') {
+            return Err(ArtifactError::NoSuchKey { bucket: bucket.to_owned(), key: key.to_owned() });
         }
         let get = GetObjectInput::builder().bucket(bucket.to_owned()).key(key.to_owned()).build();
         let get = get.map_err(|error| ArtifactError::Other(io::Error::other(error.to_string())))?;
@@ -97,24 +95,33 @@ impl ArtifactSource for Artifacts {
             S3ErrorCode::NoSuchBucket => ArtifactError::NoSuchBucket { bucket: bucket.to_owned() },
             _ => other(error),
         })?;
-        let mut bytes = 0u64;
-        let mut file = tokio::fs::File::create(to).await.map_err(write_error)?;
-        if let Some(mut body) = object.output.body {
-            while let Some(chunk) = body.next().await {
-                let chunk = chunk.map_err(|error| ArtifactError::Other(io::Error::other(error.to_string())))?;
-                bytes += chunk.len() as u64;
-                if bytes > bytes_max {
-                    return Err(ArtifactError::TooLarge { bytes_max });
-                }
-                file.write_all(&chunk).await.map_err(write_error)?;
-            }
-        }
-        file.flush().await.map_err(write_error)?;
-        Ok(bytes)
+        let Some(body) = object.output.body else { return save(stream::empty(), to, bytes_max).await };
+        let failed = |error| ArtifactError::Other(io::Error::other(format!("{error}")));
+        save(body.map_err(failed), to, bytes_max).await
     }
 }
 
-pub(crate) fn write_error(error: io::Error) -> ArtifactError {
+/// Writes an artifact to a file as it comes, up to a limit; answers how many bytes it has.
+pub(crate) async fn save(
+    mut body: impl Stream<Item = Result<Bytes, ArtifactError>> + Unpin,
+    to: &Path,
+    bytes_max: u64,
+) -> Result<u64, ArtifactError> {
+    let mut bytes = 0u64;
+    let mut file = tokio::fs::File::create(to).await.map_err(write_error)?;
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk?;
+        bytes += chunk.len() as u64;
+        if bytes > bytes_max {
+            return Err(ArtifactError::TooLarge { bytes_max });
+        }
+        file.write_all(&chunk).await.map_err(write_error)?;
+    }
+    file.flush().await.map_err(write_error)?;
+    Ok(bytes)
+}
+
+fn write_error(error: io::Error) -> ArtifactError {
     match error.kind() {
         io::ErrorKind::StorageFull => ArtifactError::StorageFull,
         _ => ArtifactError::Other(error),

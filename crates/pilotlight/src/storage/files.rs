@@ -50,11 +50,17 @@ fn refused(code: S3ErrorCode, message: &str) -> S3Error {
     S3Error::with_message(code, message.to_owned())
 }
 
-/// The key, if a file can have it as its name. One that ends with a slash is a folder's.
+/// Does the key have parts that a file system reads as something else? It would be another name of another object, and slip
+/// past a policy. One that ends with a slash is a folder's.
+pub fn has_second_name(key: &str) -> bool {
+    key.strip_suffix('/').unwrap_or(key).split('/').any(|part| matches!(part, "" | "." | ".."))
+}
+
+/// The key, if a file can have it as its name.
 fn named(key: &str) -> Option<&str> {
     let name = key.strip_suffix('/').unwrap_or(key);
-    let fits = |part: &str| !matches!(part, "" | "." | "..") && part.len() <= PART_BYTES_MAX && !part.contains('\0');
-    name.split('/').all(fits).then_some(name)
+    let fits = |part: &str| part.len() <= PART_BYTES_MAX && !part.contains('\0');
+    (!has_second_name(key) && name.split('/').all(fits)).then_some(name)
 }
 
 impl Files {
