@@ -142,12 +142,12 @@ impl Claim<'_> {
         let canonical = sigv4::canonical_request(&signed).ok_or(AuthError::Mismatch)?;
         let string = sigv4::string_to_sign(&timestamp_text(*signed_at), scope, &canonical);
         // Looked up once more: the key may have lost its validity while the body was on its way.
-        let principals = &self.authenticator.principals;
-        let secret = principals.secret(access_key_id).ok_or(AuthError::UnknownKey)?;
+        let Authenticator { principals, region } = self.authenticator;
+        let (secret, caller) = principals.signer(access_key_id, region).ok_or(AuthError::UnknownKey)?;
         let expected = sigv4::signature(secret.expose(), scope, &string);
         if !bool::from(expected.ct_eq(signature)) {
             return Err(AuthError::Mismatch);
         }
-        principals.caller(access_key_id, &self.authenticator.region).ok_or(AuthError::UnknownKey)
+        Ok(caller)
     }
 }

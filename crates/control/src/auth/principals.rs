@@ -67,6 +67,17 @@ impl Principals {
         *self.users.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(known);
     }
 
+    /// The secret of a key that is good now, and whose it is.
+    #[must_use]
+    pub fn signer(&self, access_key_id: &str, region: &str) -> Option<(Sensitive, Caller)> {
+        let known = self.known(access_key_id)?;
+        let caller = match known.identity {
+            Identity::Root => Caller::root(&self.account, region, access_key_id),
+            Identity::User(user) => Caller::of_user(user, &self.account, region, access_key_id),
+        };
+        Some((known.secret, caller))
+    }
+
     fn known(&self, access_key_id: &str) -> Option<Known> {
         if access_key_id == self.root.id {
             return Some(Known { secret: self.root.secret.clone(), identity: Identity::Root });
@@ -83,10 +94,6 @@ impl Principals {
     /// Whose key it is, if it is good now.
     #[must_use]
     pub fn caller(&self, access_key_id: &str, region: &str) -> Option<Caller> {
-        let known = self.known(access_key_id)?;
-        Some(match known.identity {
-            Identity::Root => Caller::root(&self.account, region, access_key_id),
-            Identity::User(user) => Caller::of_user(user, &self.account, region, access_key_id),
-        })
+        self.signer(access_key_id, region).map(|(_, caller)| caller)
     }
 }
