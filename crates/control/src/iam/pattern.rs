@@ -200,7 +200,7 @@ mod tests {
         let hostile = Pattern::exact(&"a*".repeat(1000).replace("a*", "*a*a"));
         assert!(!hostile.matches(&format!("{text}b")));
         assert!(!Pattern::exact(&format!("{}b", "*a?".repeat(600))).matches(&text));
-        assert!(!hostile.touches(&"b".repeat(10)) || hostile.touches("a"));
+        assert!(hostile.touches(&"b".repeat(10)), "it begins with a star");
         assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
     }
 }
