@@ -6,9 +6,9 @@ use std::{
     time::SystemTime,
 };
 
+use api::timestamp::IsoTimestamp;
 use http::request::Parts;
 use serde::Serialize;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
 use super::Audit;
@@ -25,18 +25,11 @@ const TEXT_BYTES_MAX: usize = 1024;
 /// Most things a line names.
 const RESOURCES_MAX: usize = 50;
 
-/// A point in time as lines write it, to the millisecond.
-pub(super) fn time_text(time: SystemTime) -> String {
-    let time = OffsetDateTime::from(time);
-    let time = time.replace_millisecond(time.millisecond()).unwrap_or(time);
-    time.format(&Rfc3339).unwrap_or_default()
-}
-
 /// A line. A member that is not known is null.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Line {
-    time: String,
+    time: IsoTimestamp,
     request_id: Uuid,
     service: &'static str,
     action: Option<String>,
@@ -70,7 +63,7 @@ impl Audit {
     #[must_use]
     pub fn call(&self, service: &'static str, parts: &Parts) -> Call {
         let line = Line {
-            time: time_text(SystemTime::now()),
+            time: IsoTimestamp(SystemTime::now().into()),
             request_id: Uuid::new_v4(),
             service,
             action: None,

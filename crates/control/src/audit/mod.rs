@@ -19,14 +19,15 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
+use api::timestamp::IsoTimestamp;
 use serde_json::json;
 use tracing::error;
 
 pub use self::call::{Call, SourceAddress};
-use self::{call::time_text, file::RotatingFile};
+use self::file::RotatingFile;
 
 /// Lines that wait for the disk; more are lost and counted.
 const QUEUE_MAX: usize = 4096;
@@ -187,7 +188,7 @@ fn write_counts(file: &mut RotatingFile, untold: &Untold) {
     for (count, event) in [(&untold.lost, "LinesLost"), (&untold.unknown, "UnauthenticatedCallsNotListed")] {
         let calls = count.swap(0, Ordering::Relaxed);
         if calls > 0 {
-            let line = json!({ "time": time_text(std::time::SystemTime::now()), "event": event, "count": calls });
+            let line = json!({ "time": IsoTimestamp(SystemTime::now().into()), "event": event, "count": calls });
             if file.append(format!("{line}\n").as_bytes()).is_err() {
                 count.fetch_add(calls, Ordering::Relaxed);
             }
