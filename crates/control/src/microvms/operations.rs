@@ -12,7 +12,7 @@ use api::{
     microvms::{
         CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, CreateMicrovmShellAuthTokenRequest,
         CreateMicrovmShellAuthTokenResponse, GetMicrovmResponse, ListMicrovmsRequest, ListMicrovmsResponse,
-        MicrovmItem, RunMicrovmRequest, RunMicrovmResponse, RunPlan,
+        RunMicrovmRequest, RunMicrovmResponse, RunPlan,
     },
     page,
     size::Size,
@@ -229,18 +229,9 @@ pub(crate) async fn list(shared: &Shared, request: ListMicrovmsRequest) -> Resul
         };
         filter.version = Some(version);
     }
-    let mut records = rows::list(&mut connection, filter, page.before, page.fetch()).await.map_err(hidden)?;
-    let next_token = page.cut(&list, &mut records, |record| record.sequence);
-    let items = records
-        .into_iter()
-        .map(|record| MicrovmItem {
-            microvm_id: record.spec.microvm_id,
-            state: record.fate.state,
-            image_arn: record.contract.image_arn,
-            image_version: record.spec.image.version,
-            started_at: Timestamp::from_unix_ms(record.started_at),
-        })
-        .collect();
+    let mut listed = rows::list(&mut connection, filter, page.before, page.fetch()).await.map_err(hidden)?;
+    let next_token = page.cut(&list, &mut listed, |listed| listed.sequence);
+    let items = listed.into_iter().map(|listed| listed.item).collect();
     Ok(page::Page { items, next_token })
 }
 

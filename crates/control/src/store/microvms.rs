@@ -1,10 +1,14 @@
 //! Rows of microVMs.
 
 use api::{
+    arn::ImageArn,
     host::{ImageRef, MicrovmSpec},
     ids::{EndpointId, ImageId, ImageVersion, MicrovmId},
+    microvms::MicrovmItem,
+    timestamp::Timestamp,
     word::Word,
 };
+use serde::Deserialize;
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{StoreError, failed, json, next_sequence, number, parse, parse_json};
@@ -100,17 +104,46 @@ pub(crate) async fn find(connection: &mut SqliteConnection, id: &MicrovmId) -> R
     row.as_ref().map(record).transpose()
 }
 
+/// What a list shows of a microVM.
+#[derive(Debug, Clone)]
+pub(crate) struct Listed {
+    /// Its place in the order of creation.
+    pub(crate) sequence: i64,
+    /// Itself.
+    pub(crate) item: MicrovmItem,
+}
+
+fn listed(row: &SqliteRow) -> Result<Listed, StoreError> {
+    /// Of what was agreed, only this: a page would parse all of it fifty times over.
+    #[derive(Deserialize)]
+    struct Terms {
+        image_arn: ImageArn,
+    }
+    let id: String = row.get("id");
+    let text = |name: &str| row.get::<String, _>(name);
+    Ok(Listed {
+        sequence: row.get("sequence"),
+        item: MicrovmItem {
+            microvm_id: parse("microvms.id", &id, &id)?,
+            state: parse("microvms.state", &id, &text("state"))?,
+            image_arn: parse_json::<Terms>("microvms.terms_json", &id, &text("terms_json"))?.image_arn,
+            image_version: ImageVersion::from_major(number("microvms.image_version", &id, row.get("image_version"))?),
+            started_at: Timestamp::from_unix_ms(row.get("started_at")),
+        },
+    })
+}
+
 /// At most `limit` microVMs older than `before`, newest first.
 pub(crate) async fn list(
     connection: &mut SqliteConnection,
     filter: Filter,
     before: i64,
     limit: u32,
-) -> Result<Vec<Record>, StoreError> {
+) -> Result<Vec<Listed>, StoreError> {
     let image = filter.image.map(|id| id.to_string());
     let version = filter.version.map(|version| i64::from(version.major()));
     let rows = sqlx::query(
-        "SELECT * FROM microvms
+        "SELECT id, sequence, state, terms_json, image_version, started_at FROM microvms
          WHERE sequence < ? AND (? IS NULL OR image_id = ?) AND (? IS NULL OR image_version = ?)
          ORDER BY sequence DESC LIMIT ?",
     )
@@ -123,7 +156,7 @@ pub(crate) async fn list(
     .fetch_all(connection)
     .await
     .map_err(failed("list microVMs"))?;
-    rows.iter().map(record).collect()
+    rows.iter().map(listed).collect()
 }
 
 /// Every microVM there is a record of, in the order of creation.
