@@ -7,19 +7,17 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use api::directory::AppStream;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use guest_protocol::{
     AGENT_PORT, AppSpec, AppStatus, Event, FrameError, GENERATION, Message, Open, Opened, Purpose, Reply, Request,
     RequestBody, read_frame, write_frame,
 };
 use rand::RngCore;
-use tokio::{
-    net::TcpStream,
-    sync::{mpsc, oneshot, watch},
-};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::{log::BoundedLog, network::Namespace};
+use crate::{log::BoundedLog, platform::Network};
 
 /// How long one request to the agent may take. Under emulation on a loaded machine a busy guest needs seconds.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
@@ -63,12 +61,12 @@ pub struct Agent {
 
 impl Agent {
     /// Connects, once.
-    pub async fn connect(namespace: &Namespace, log: Arc<Mutex<BoundedLog>>) -> Result<Self, AgentError> {
+    pub async fn connect(namespace: &dyn Network, log: Arc<Mutex<BoundedLog>>) -> Result<Self, AgentError> {
         Ok(Self::over(open(namespace, Purpose::Control, CONNECT_TIME_MAX).await?, log))
     }
 
     /// Converses over a connection that was opened for it.
-    fn over(stream: TcpStream, log: Arc<Mutex<BoundedLog>>) -> Self {
+    fn over(stream: Box<dyn AppStream>, log: Arc<Mutex<BoundedLog>>) -> Self {
         let (requests, receive) = mpsc::channel(REQUESTS_WAITING_MAX);
         let (status, app) = watch::channel(AppStatus::NotStarted);
         let closed = CancellationToken::new();
@@ -88,7 +86,7 @@ impl Agent {
 
     /// Connects to an agent that is still booting, until the deadline.
     pub async fn connect_at_boot(
-        namespace: &Namespace,
+        namespace: &dyn Network,
         log: Arc<Mutex<BoundedLog>>,
         timeout: Duration,
     ) -> Result<Self, AgentError> {
@@ -159,7 +157,11 @@ impl Agent {
 }
 
 /// Opens a connection for a purpose. `ConnectionRefused` means that the agent refused the purpose.
-pub async fn open(namespace: &Namespace, purpose: Purpose, timeout: Duration) -> Result<TcpStream, AgentError> {
+pub async fn open(
+    namespace: &dyn Network,
+    purpose: Purpose,
+    timeout: Duration,
+) -> Result<Box<dyn AppStream>, AgentError> {
     let mut stream = namespace.connect(AGENT_PORT, timeout).await.map_err(AgentError::Connect)?;
     let opening = async {
         write_frame(&mut stream, &Open { generation: GENERATION, purpose }).await?;
@@ -174,12 +176,12 @@ pub async fn open(namespace: &Namespace, purpose: Purpose, timeout: Duration) ->
 
 /// Carries requests and answers until either side closes.
 async fn converse(
-    stream: TcpStream,
+    stream: Box<dyn AppStream>,
     mut requests: mpsc::Receiver<(RequestBody, oneshot::Sender<Reply>)>,
     status: watch::Sender<AppStatus>,
     log: Arc<Mutex<BoundedLog>>,
 ) -> Result<(), FrameError> {
-    let (mut reader, mut writer) = stream.into_split();
+    let (mut reader, mut writer) = tokio::io::split(stream);
     let waiting: Mutex<HashMap<u64, oneshot::Sender<Reply>>> = Mutex::default();
     let locked = || waiting.lock().expect("no holder of this lock panics");
     let write = async {

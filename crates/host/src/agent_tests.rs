@@ -5,7 +5,7 @@ use std::path::Path;
 use guest_protocol::{FRAME_BYTES_MAX, Stream};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
 };
 
 use super::*;
@@ -20,7 +20,7 @@ async fn meet() -> (Agent, TcpStream, tempfile::TempDir) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (hostile, _) = listener.accept().await.unwrap();
-    (Agent::over(host, Arc::new(Mutex::new(log))), hostile, dir)
+    (Agent::over(Box::new(host), Arc::new(Mutex::new(log))), hostile, dir)
 }
 
 fn kept(dir: &Path) -> u64 {

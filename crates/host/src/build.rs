@@ -19,7 +19,7 @@ use builder::{ImageConfig, Job};
 use guest_protocol::{AppSpec, AppStatus, Purpose};
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use vmm::{MemoryBacking, Vm};
+use vmm::MemoryBacking;
 
 use crate::{
     agent::{self, Agent},
@@ -31,7 +31,7 @@ use crate::{
     log::BoundedLog,
     machine::keep_console,
     manifest,
-    network::{Namespace, Pool},
+    platform::{Platform, SharedNetwork, SharedVm, VmPlan},
     verbs::{blocking, reason_of},
 };
 
@@ -98,7 +98,7 @@ impl LocalHost {
             cancel: CancellationToken::new(),
         };
         let cancel = job.cancel.clone().drop_guard();
-        let built = self.builder.build(&job).await.map_err(|error| failure(error.reason().to_owned()))?;
+        let built = self.platform.build_root_disk(&job).await.map_err(|error| failure(error.reason().to_owned()))?;
         drop(cancel);
 
         let with_size = |mut failure: BuildFailure| {
@@ -127,7 +127,8 @@ impl LocalHost {
         work: &std::path::Path,
     ) -> Result<(), BuildFailure> {
         let app = app_spec(spec, config, &self.config.nameservers)?;
-        builder::make_scratch_disk(&version.scratch_disk(), u64::from(spec.size.disk_gib()))
+        self.platform
+            .make_scratch_disk(&version.scratch_disk(), u64::from(spec.size.disk_gib()))
             .await
             .map_err(|error| internal("the writable disk cannot be made", &error))?;
         let memory_bytes = u64::from(spec.size.guest_memory_mib()) * 1024 * 1024;
@@ -164,13 +165,14 @@ impl LocalHost {
             .await
             .map_err(|error| self.internal_or_disk_full("the snapshot cannot be written", &error))?;
         guest.end().await;
-        if !capacity::has_room(version.dir(), 0).unwrap_or(true) {
+        if !capacity::has_room(&*self.platform, version.dir(), 0).unwrap_or(true) {
             return Err(disk_full());
         }
         let (dir, size, config) = (VersionFiles::at(version.dir().clone()), spec.size, self.config.clone());
+        let platform = Arc::clone(&self.platform);
         blocking(move || {
             seal(&dir)?;
-            manifest::write_version(&dir, size, &config)
+            manifest::write_version(&dir, size, &config, &*platform)
         })
         .await
         .map_err(|error| self.internal_or_disk_full("the snapshot cannot be written", &error))
@@ -198,8 +200,9 @@ impl LocalHost {
             failure(format!("INTERNAL_PLATFORM_ERROR: the snapshot could not be restored: {error}"))
         })?;
         // If the build is dropped meanwhile, the clone must not live on.
-        let mut ender = Ender(Some((machine.vm.clone(), machine.namespace.clone(), Arc::clone(&self.pool))));
-        let validated = hooks::call_until_ready(&machine.namespace, port, "validate", timeout).await;
+        let mut ender =
+            Ender(Some((Arc::clone(&machine.vm), Arc::clone(&machine.namespace), Arc::clone(&self.platform))));
+        let validated = hooks::call_until_ready(&*machine.namespace, port, "validate", timeout).await;
         machine.over.cancel();
         ender.end().await;
         let _ = files::remove_dir(self.config.layout.log_dir(&clone.microvm_id)).await;
@@ -241,9 +244,8 @@ impl LocalHost {
     }
 
     fn internal_or_disk_full(&self, what: &str, error: &dyn std::error::Error) -> BuildFailure {
-        let disk = rustix::fs::statvfs(&self.config.layout.data);
-        match disk {
-            Ok(disk) if disk.f_bavail.saturating_mul(disk.f_frsize) < DISK_FULL_BELOW_BYTES => disk_full(),
+        match self.platform.free_disk_bytes(&self.config.layout.data) {
+            Ok(free) if free < DISK_FULL_BELOW_BYTES => disk_full(),
             _ => internal(what, error),
         }
     }
@@ -260,21 +262,21 @@ impl Drop for WorkDir {
 
 /// The VM an app is started in. Dropped half way, it is ended in the background.
 struct BuildGuest {
-    vm: Vm,
-    namespace: Namespace,
+    vm: SharedVm,
+    namespace: SharedNetwork,
     agent: Agent,
     _console: AbortOnDropHandle<()>,
     ender: Ender,
 }
 
 /// Ends a VM and gives its namespace back, whatever becomes of its owner.
-struct Ender(Option<(Vm, Namespace, Arc<Pool>)>);
+struct Ender(Option<(SharedVm, SharedNetwork, Arc<dyn Platform>)>);
 
 impl Ender {
     async fn end(&mut self) {
-        if let Some((vm, namespace, pool)) = self.0.take() {
-            launch::end_vm(&vm).await;
-            pool.give_back(namespace.name()).await;
+        if let Some((vm, namespace, platform)) = self.0.take() {
+            launch::end_vm(&*vm).await;
+            platform.give_back_network(namespace.name()).await;
         }
     }
 }
@@ -282,12 +284,12 @@ impl Ender {
 impl Drop for Ender {
     fn drop(&mut self) {
         // Without a runtime the process is ending; the next start finds the VM and ends it.
-        if let Some((vm, namespace, pool)) = self.0.take()
+        if let Some((vm, namespace, platform)) = self.0.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             runtime.spawn(async move {
-                launch::end_vm(&vm).await;
-                pool.give_back(namespace.name()).await;
+                launch::end_vm(&*vm).await;
+                platform.give_back_network(namespace.name()).await;
             });
         }
     }
@@ -323,32 +325,31 @@ impl BuildGuest {
         tokio::fs::create_dir_all(files.vm_dir())
             .await
             .map_err(|error| internal("the VM's directory cannot be made", &error))?;
-        let namespace = host.pool.take_for(spec.egress).await;
+        let namespace = host.platform.take_network(spec.egress).await;
         let namespace = namespace.map_err(|error| internal("no network for the VM", &error))?;
-        let mut vm_spec = launch::vm_spec(
-            host,
-            format!("build-{}", spec.build_id),
-            spec.size,
-            version,
-            &files,
-            MemoryBacking::Shared(version.memory()),
-            &namespace,
-        );
-        vm_spec.disks[1].path = version.scratch_disk();
-        let vm = match Vm::boot(&vm_spec).await {
+        let plan = VmPlan {
+            name: format!("build-{}", spec.build_id),
+            size: spec.size,
+            root_disk: version.root_disk(),
+            scratch_disk: version.scratch_disk(),
+            memory: MemoryBacking::Shared(version.memory()),
+            dir: files.vm_dir(),
+            network: Arc::clone(&namespace),
+        };
+        let vm = match host.platform.boot(&plan).await {
             Ok(vm) => vm,
             Err(error) => {
-                host.pool.give_back(namespace.name()).await;
+                host.platform.give_back_network(namespace.name()).await;
                 return Err(host.internal_or_disk_full("the VM cannot be started", &error));
             }
         };
-        let mut ender = Ender(Some((vm.clone(), namespace.clone(), Arc::clone(&host.pool))));
+        let mut ender = Ender(Some((Arc::clone(&vm), Arc::clone(&namespace), Arc::clone(&host.platform))));
         let log_path = host.config.layout.build_log(&spec.image.image_id, &spec.build_id);
         let console_path = log_path.with_extension("console.log");
-        let console =
-            keep_console(&vm, &console_path).map_err(|error| internal("the console log cannot be made", &error))?;
+        let console = keep_console(Arc::clone(&vm), &console_path)
+            .map_err(|error| internal("the console log cannot be made", &error))?;
         let log = BoundedLog::open(&log_path).map_err(|error| internal("the build log cannot be opened", &error))?;
-        let connecting = Agent::connect_at_boot(&namespace, Arc::new(Mutex::new(log)), BOOT_TIME_MAX);
+        let connecting = Agent::connect_at_boot(&*namespace, Arc::new(Mutex::new(log)), BOOT_TIME_MAX);
         let agent = tokio::select! {
             agent = connecting => match agent {
                 Ok(agent) => agent,
@@ -366,7 +367,7 @@ impl BuildGuest {
 
     async fn wait_until_ready(&self, spec: &BuildSpec, config: &ImageConfig) -> Result<(), BuildFailure> {
         if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.ready) {
-            return hooks::call_until_ready(&self.namespace, port, "ready", timeout)
+            return hooks::call_until_ready(&*self.namespace, port, "ready", timeout)
                 .await
                 .map_err(|failure| build_hook_failure("Ready", failure, timeout));
         }
@@ -374,7 +375,7 @@ impl BuildGuest {
         let deadline = Instant::now() + SETTLE_TIME_MAX;
         while Instant::now() < deadline {
             for &port in ports {
-                if agent::open(&self.namespace, Purpose::Connect { port }, SETTLE_TIME_MAX).await.is_ok() {
+                if agent::open(&*self.namespace, Purpose::Connect { port }, SETTLE_TIME_MAX).await.is_ok() {
                     return Ok(());
                 }
             }

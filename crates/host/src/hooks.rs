@@ -9,7 +9,7 @@ use http_body_util::Full;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use crate::{agent, network::Namespace};
+use crate::{agent, platform::Network};
 
 /// Pause between two tries of a build hook that says 503. Not documented by the service; short, since a build waits.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
@@ -27,7 +27,7 @@ pub enum HookFailure {
 
 /// Calls a runtime hook once.
 pub async fn call(
-    namespace: &Namespace,
+    namespace: &dyn Network,
     port: u16,
     hook: &str,
     body: Option<String>,
@@ -43,7 +43,7 @@ pub async fn call(
 
 /// Calls a build hook until it answers 200. 503 and an app that does not listen yet mean "later"; anything else is a no.
 pub async fn call_until_ready(
-    namespace: &Namespace,
+    namespace: &dyn Network,
     port: u16,
     hook: &str,
     timeout: Duration,
@@ -61,7 +61,7 @@ pub async fn call_until_ready(
     }
 }
 
-async fn post(namespace: &Namespace, port: u16, hook: &str, body: Option<String>, timeout: Duration) -> Option<u16> {
+async fn post(namespace: &dyn Network, port: u16, hook: &str, body: Option<String>, timeout: Duration) -> Option<u16> {
     let stream = agent::open(namespace, Purpose::Connect { port }, timeout).await.ok()?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
     let _driver = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection));

@@ -9,25 +9,23 @@ use std::{
 
 use api::{host::MicrovmSpec, ids::VmId};
 use snapshot::Layer;
-use vmm::{Accel, Arch, ChangedPages, Disk, Jail, Limits, MemoryBacking, Network, Vm, VmSpec};
+use vmm::{Accel, ChangedPages, MemoryBacking};
 
 use crate::{
     agent::{Agent, AgentError},
-    config::{HostConfig, kernel_command_line},
+    config::HostConfig,
     files::{MachineRecord, MicrovmFiles, VersionFiles},
     local::LocalHost,
     log::BoundedLog,
     machine::{Machine, keep_console},
     manifest::{self, DamagedError},
-    network::{GUEST_MAC, Namespace, NetworkError, Pool},
+    network::NetworkError,
+    platform::{Platform, SharedNetwork, SharedVm, Vm, VmPlan},
     verbs::forget_machine,
 };
 
 /// How long a restored guest may take to answer. [`api::host::VERB_TIME_MAX`] leaves room for it, and for a hook.
 const GREET_TIME_MAX: Duration = Duration::from_secs(45);
-
-/// Share of the processors, a virtual one; with four, the usual number, a VM weighs as much as any other program.
-const CPU_WEIGHT_PER_VCPU: u32 = 25;
 
 /// Pause between two attempts.
 const GREET_PAUSE: Duration = Duration::from_millis(100);
@@ -79,49 +77,9 @@ impl LaunchError {
 
 /// A VM that has been restored and stands still.
 pub struct Restored {
-    vm: Vm,
-    namespace: Namespace,
+    vm: SharedVm,
+    namespace: SharedNetwork,
     vm_id: VmId,
-}
-
-/// What a VM of this kind is started with.
-pub fn vm_spec(
-    host: &LocalHost,
-    name: String,
-    size: api::size::Size,
-    version: &VersionFiles,
-    files: &MicrovmFiles,
-    memory: MemoryBacking,
-    namespace: &Namespace,
-) -> VmSpec {
-    let config = &host.config;
-    let (uid, cgroup) = host.pool.identity_of(namespace.name()).expect("a namespace of the pool has a slot");
-    VmSpec {
-        name,
-        driver: config.driver,
-        program: host.program.clone(),
-        pager: host.pager.clone(),
-        jail: Jail { uid, cgroup: Some(cgroup), limits: limits(size) },
-        arch: Arch::X86_64,
-        accel: config.accel,
-        vcpus: size.vcpus(),
-        memory_mib: u64::from(size.guest_memory_mib()),
-        kernel: config.kernel.clone(),
-        initrd: Some(config.initramfs.clone()),
-        cmdline: kernel_command_line(config.accel),
-        disks: vec![
-            Disk { path: version.root_disk(), read_only: true },
-            Disk { path: files.scratch_disk(), read_only: false },
-        ],
-        memory,
-        network: Some(Network { namespace: namespace.path(), tap: "tap0".to_owned(), guest_mac: GUEST_MAC }),
-        dir: files.vm_dir(),
-    }
-}
-
-/// What a VM of this size may use: processors in proportion when there are not enough, whatever is free otherwise.
-fn limits(size: api::size::Size) -> Limits {
-    Limits { cpu_weight: CPU_WEIGHT_PER_VCPU * size.vcpus(), ..Limits::of(size.vcpus()) }
 }
 
 /// Restores a VM, standing still: from its version's snapshot alone, or with what the microVM changed since.
@@ -133,14 +91,14 @@ pub async fn restore(
     device_state: &std::path::Path,
     layer: Option<(PathBuf, Layer)>,
 ) -> Result<Restored, LaunchError> {
-    let pool = &host.pool;
+    let platform = &*host.platform;
     let (version_files, driver, accel) = (version.clone(), host.config.driver, host.config.accel);
     tokio::task::spawn_blocking(move || manifest::check_version(&version_files, driver, accel))
         .await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
         .map_err(LaunchError::Snapshot)?;
     let vm_id = VmId::random();
-    let namespace = pool.take_for(spec.egress).await.map_err(LaunchError::Network)?;
+    let namespace = platform.take_network(spec.egress).await.map_err(LaunchError::Network)?;
     let restored = async {
         let record = MachineRecord { vm_id, namespace: namespace.name().to_owned() };
         let record = serde_json::to_vec(&record).expect("a record is plain data");
@@ -150,23 +108,29 @@ pub async fn restore(
             tokio::fs::write(files.machine_record(), record).await
         };
         prepare.await.map_err(|source| LaunchError::File { what: "prepare the VM's directory", source })?;
-        let memory = MemoryBacking::CopyOnWrite(version.memory());
-        let name = spec.microvm_id.to_string();
-        let vm_spec = vm_spec(host, name, spec.size, version, files, memory, &namespace);
+        let plan = VmPlan {
+            name: spec.microvm_id.to_string(),
+            size: spec.size,
+            root_disk: version.root_disk(),
+            scratch_disk: files.scratch_disk(),
+            memory: MemoryBacking::CopyOnWrite(version.memory()),
+            dir: files.vm_dir(),
+            network: Arc::clone(&namespace),
+        };
         let pages = layer.map(|(file, layer)| ChangedPages {
             file,
             touched: None,
             record: None,
             apply: Box::new(move |write| Ok(layer.apply(&mut |offset, page| write(offset, page))?)),
         });
-        Vm::restore(&vm_spec, device_state, pages).await.map_err(LaunchError::Restore)
+        platform.restore(&plan, device_state, pages).await.map_err(LaunchError::Restore)
     };
     match restored.await {
         Ok(vm) => Ok(Restored { vm, namespace, vm_id }),
         Err(error) => {
             // The record first: it must never name a namespace that has gone to another VM.
             forget_machine(files).await;
-            pool.give_back(namespace.name()).await;
+            platform.give_back_network(namespace.name()).await;
             Err(error)
         }
     }
@@ -177,14 +141,14 @@ impl Restored {
     pub async fn set_going(
         self,
         config: &HostConfig,
-        pool: &Pool,
+        platform: &dyn Platform,
         spec: &MicrovmSpec,
         files: &MicrovmFiles,
     ) -> Result<Machine, LaunchError> {
         let console_path = config.layout.console_log(&spec.microvm_id);
         let going = async {
             let (app_log, console) = open_logs(config, spec)
-                .and_then(|log| Ok((log, keep_console(&self.vm, &console_path)?)))
+                .and_then(|log| Ok((log, keep_console(Arc::clone(&self.vm), &console_path)?)))
                 .map_err(|source| LaunchError::File { what: "open the microVM's logs", source })?;
             self.vm.resume().await.map_err(LaunchError::Resume)?;
             let agent = self.greet(&app_log).await?;
@@ -195,7 +159,7 @@ impl Restored {
                 Ok(Machine::new(spec.clone(), self.vm_id, self.vm, self.namespace, agent, app_log, console))
             }
             Err(error) => {
-                self.discard(pool, files).await;
+                self.discard(platform, files).await;
                 Err(error)
             }
         }
@@ -207,7 +171,7 @@ impl Restored {
         let attempts = async {
             loop {
                 let greeted = async {
-                    let agent = Agent::connect(&self.namespace, Arc::clone(app_log)).await?;
+                    let agent = Agent::connect(&*self.namespace, Arc::clone(app_log)).await?;
                     agent.restored().await?;
                     Ok::<_, AgentError>(agent)
                 };
@@ -227,24 +191,24 @@ impl Restored {
     }
 
     /// Ends the VM.
-    pub async fn discard(self, pool: &Pool, files: &MicrovmFiles) {
-        end_vm(&self.vm).await;
+    pub async fn discard(self, platform: &dyn Platform, files: &MicrovmFiles) {
+        end_vm(&*self.vm).await;
         forget_machine(files).await;
-        pool.give_back(self.namespace.name()).await;
+        platform.give_back_network(self.namespace.name()).await;
     }
 }
 
 /// Takes over a VM that outlived a daemon; see [`crate::reconcile`].
 pub async fn adopt(
     config: &HostConfig,
-    pool: &Pool,
+    platform: &dyn Platform,
     spec: &MicrovmSpec,
     files: &MicrovmFiles,
-    vm: Vm,
+    vm: SharedVm,
     record: &MachineRecord,
 ) -> Result<Machine, LaunchError> {
-    let namespace = pool.adopt(&record.namespace).map_err(LaunchError::Network)?;
-    Restored { vm, namespace, vm_id: record.vm_id }.set_going(config, pool, spec, files).await
+    let namespace = platform.adopt_network(&record.namespace).map_err(LaunchError::Network)?;
+    Restored { vm, namespace, vm_id: record.vm_id }.set_going(config, platform, spec, files).await
 }
 
 fn open_logs(config: &HostConfig, spec: &MicrovmSpec) -> io::Result<Arc<Mutex<BoundedLog>>> {
@@ -253,7 +217,7 @@ fn open_logs(config: &HostConfig, spec: &MicrovmSpec) -> io::Result<Arc<Mutex<Bo
 }
 
 /// Ends a VMM process, and says so if it will not go.
-pub async fn end_vm(vm: &Vm) {
+pub async fn end_vm(vm: &dyn Vm) {
     if let Err(error) = vm.kill().await {
         tracing::error!(pid = vm.pid(), %error, "a VMM process could not be ended");
     }

@@ -7,6 +7,8 @@
 //! api::directory::Dialer ─► a byte stream to an app, through the agent
 //! ```
 //!
+//! All of it stands on a [`platform::Platform`]: `system` is this machine's, with its VMM and its network namespaces.
+//!
 //! A machine is a VM that runs; its process outlives this one. The module `files` says what lies where and which renames
 //! decide what is true.
 
@@ -24,8 +26,10 @@ mod log;
 mod machine;
 mod manifest;
 pub mod network;
+pub mod platform;
 mod reconcile;
 mod stream;
+mod system;
 mod verbs;
 
 pub use config::HostConfig;

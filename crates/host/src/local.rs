@@ -13,10 +13,8 @@ use api::{
     ids::{MicrovmId, VmId},
     size::Size,
 };
-use builder::Builder;
 use guest_protocol::Purpose;
 use tokio::sync::mpsc;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     agent::{self, AgentError},
@@ -25,8 +23,9 @@ use crate::{
     files::{self, MicrovmFiles, VersionFiles},
     launch,
     machine::{End, Machine},
-    network::{Pool, PoolConfig},
+    platform::Platform,
     stream::GuestStream,
+    system::System,
 };
 
 /// How long a connection to the agent may take to open before the guest counts as unreachable.
@@ -35,74 +34,44 @@ const DIAL_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(10);
 /// This machine.
 pub struct LocalHost {
     pub(crate) config: HostConfig,
-    pub(crate) pool: Arc<Pool>,
-    pub(crate) builder: Builder,
-    /// What VMs are run with.
-    pub(crate) program: vmm::Program,
-    /// What serves their page faults, where a VMM does not do so itself.
-    pub(crate) pager: Option<vmm::Program>,
+    pub(crate) platform: Arc<dyn Platform>,
     machines: Mutex<HashMap<MicrovmId, Arc<Machine>>>,
     events: mpsc::UnboundedSender<HostEvent>,
     next_event: tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>,
-    filler: Mutex<Option<AbortOnDropHandle<()>>>,
     itself: std::sync::Weak<Self>,
 }
 
 impl LocalHost {
     /// Prepares the machine: its directories and its packet rules.
     pub async fn start(config: HostConfig) -> Result<Arc<Self>, StartError> {
-        let data = &config.layout.data;
-        for dir in ["images", "builds", "microvms", "logs", "logs/builds", "logs/microvms"] {
-            let dir = data.join(dir);
-            // Guests' memory and disks hold their users' secrets.
-            let made = tokio::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).await;
-            made.map_err(|source| StartError::Directory { dir, source })?;
-        }
-        let pool = PoolConfig { ready: config.namespaces_ready, nameservers: config.nameservers.clone() };
-        let pool = Pool::start(data, pool).await.map_err(StartError::Network)?;
-        let builder = Builder::new(builder::BuilderConfig::new(config.builder_storage.clone(), data.join("builder")));
-        let (driver, vmm, pager) = (config.driver, config.vmm.clone(), config.pager.clone());
-        let programs = data.join("programs");
-        let copied = tokio::task::spawn_blocking(move || {
-            let (program, pager) = match driver {
-                vmm::Driver::Qemu => (vmm::Program::qemu(&vmm, &programs)?, None),
-                vmm::Driver::Firecracker => {
-                    let pager = vmm::Program::plain(&pager, &programs)?;
-                    (vmm::Program::plain(&vmm, &programs)?, Some(pager))
-                }
-            };
-            let keep: Vec<_> = [Some(&program), pager.as_ref()].into_iter().flatten().collect();
-            vmm::Program::sweep(&programs, &keep);
-            Ok((program, pager))
-        });
-        let copied = copied.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        let (program, pager) = copied.map_err(StartError::Program)?;
+        make_directories(&config).await?;
+        let system = System::start(config.clone()).await?;
+        Ok(Self::over(config, Arc::new(system)))
+    }
+
+    /// Prepares a machine that stands on another platform than this machine's own.
+    pub async fn start_over(config: HostConfig, platform: Arc<dyn Platform>) -> Result<Arc<Self>, StartError> {
+        make_directories(&config).await?;
+        Ok(Self::over(config, platform))
+    }
+
+    fn over(config: HostConfig, platform: Arc<dyn Platform>) -> Arc<Self> {
         // Unbounded, but each running microVM puts in one event at most.
         let (events, next_event) = mpsc::unbounded_channel();
-        Ok(Arc::new_cyclic(|itself| Self {
+        Arc::new_cyclic(|itself| Self {
             config,
-            pool,
-            builder,
-            program,
-            pager,
+            platform,
             machines: Mutex::default(),
             events,
             next_event: tokio::sync::Mutex::new(next_event),
-            filler: Mutex::default(),
             itself: itself.clone(),
-        }))
+        })
     }
 
     /// Lets go of everything but the running microVMs, which stay, with their packet rules, for the
     /// next daemon.
     pub async fn stop(&self) {
-        let filler = self.filler.lock().expect("no holder of this lock panics").take();
-        if let Some(filler) = filler {
-            filler.abort();
-            let _ = filler.await;
-        }
-        self.pool.drain().await;
-        self.pool.remove_rules().await;
+        self.platform.stop().await;
     }
 
     pub(crate) fn version_files(&self, image: &ImageRef) -> VersionFiles {
@@ -117,20 +86,14 @@ impl LocalHost {
         self.machines.lock().expect("no holder of this lock panics").get(microvm_id).cloned()
     }
 
-    /// Starts to keep namespaces ready; only after [`crate::reconcile`], which says which are in use.
-    pub(crate) fn fill_pool(&self) {
-        let task = tokio::spawn(Arc::clone(&self.pool).keep_filled());
-        *self.filler.lock().expect("no holder of this lock panics") = Some(AbortOnDropHandle::new(task));
-    }
-
     /// Makes a running VM known, and watches it.
     pub(crate) fn admit(&self, machine: Machine) -> VmId {
         let machine = Arc::new(machine);
         let (microvm_id, vm_id) = (machine.spec.microvm_id, machine.vm_id);
         self.machines.lock().expect("no holder of this lock panics").insert(microvm_id, Arc::clone(&machine));
-        let itself = self.itself.clone();
+        let (itself, platform) = (self.itself.clone(), Arc::clone(&self.platform));
         tokio::spawn(async move {
-            let end = machine.ended().await;
+            let end = machine.ended(&*platform).await;
             if let Some(host) = itself.upgrade() {
                 host.ended(&machine, end).await;
             }
@@ -167,9 +130,19 @@ impl LocalHost {
     /// Ends the VM of a dismissed machine and frees its namespace.
     pub(crate) async fn clear(&self, machine: &Machine) {
         machine.over.cancel();
-        launch::end_vm(&machine.vm).await;
-        self.pool.give_back(machine.namespace.name()).await;
+        launch::end_vm(&*machine.vm).await;
+        self.platform.give_back_network(machine.namespace.name()).await;
     }
+}
+
+async fn make_directories(config: &HostConfig) -> Result<(), StartError> {
+    for dir in ["images", "builds", "microvms", "logs", "logs/builds", "logs/microvms"] {
+        let dir = config.layout.data.join(dir);
+        // Guests' memory and disks hold their users' secrets.
+        let made = tokio::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).await;
+        made.map_err(|source| StartError::Directory { dir, source })?;
+    }
+    Ok(())
 }
 
 /// Why a host cannot work.
@@ -203,7 +176,7 @@ impl Host for LocalHost {
     }
 
     async fn room_for(&self, size: Size, launching: u32) -> Result<(), HostError> {
-        capacity::check_room(&self.config.layout.data, size, launching)
+        capacity::check_room(&*self.platform, &self.config.layout.data, size, launching)
     }
 
     async fn run(&self, spec: &MicrovmSpec) -> Result<VmId, HostError> {
@@ -244,7 +217,7 @@ impl Dialer for LocalHost {
     async fn dial(&self, microvm: &MicrovmId, vm: &VmId, port: u16) -> Result<Box<dyn AppStream>, DialError> {
         let machine = self.machine(microvm).filter(|machine| machine.vm_id == *vm).ok_or(DialError::Gone)?;
         let opened = tokio::select! {
-            opened = agent::open(&machine.namespace, Purpose::Connect { port }, DIAL_TIME_MAX) => opened,
+            opened = agent::open(&*machine.namespace, Purpose::Connect { port }, DIAL_TIME_MAX) => opened,
             // Suspended or ended meanwhile: nobody will answer any more.
             () = machine.over.cancelled() => return Err(DialError::Gone),
         };

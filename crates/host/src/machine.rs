@@ -11,13 +11,13 @@ use std::{
 use api::{host::MicrovmSpec, ids::VmId};
 use tokio::io::AsyncReadExt;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use vmm::{RunState, Vm};
+use vmm::RunState;
 
 use crate::{
     agent::{Agent, AgentError},
     capacity,
     log::BoundedLog,
-    network::Namespace,
+    platform::{Platform, SharedNetwork, SharedVm},
 };
 
 /// Pause before the agent is called again after its connection broke.
@@ -33,9 +33,9 @@ pub struct Machine {
     /// This incarnation.
     pub vm_id: VmId,
     /// Its process.
-    pub vm: Vm,
+    pub vm: SharedVm,
     /// Its network.
-    pub namespace: Namespace,
+    pub namespace: SharedNetwork,
     /// The app's output.
     pub app_log: Arc<Mutex<BoundedLog>>,
     /// Held by whatever changes or ends the VM, one at a time.
@@ -63,8 +63,8 @@ impl Machine {
     pub fn new(
         spec: MicrovmSpec,
         vm_id: VmId,
-        vm: Vm,
-        namespace: Namespace,
+        vm: SharedVm,
+        namespace: SharedNetwork,
         agent: Agent,
         app_log: Arc<Mutex<BoundedLog>>,
         console: AbortOnDropHandle<()>,
@@ -88,17 +88,17 @@ impl Machine {
     }
 
     /// Returns when the VM ends by itself.
-    pub async fn ended(&self) -> End {
+    pub async fn ended(&self, platform: &dyn Platform) -> End {
         tokio::select! {
             report = self.vm.exited() => End::Vmm(report),
             code = self.app_ended() => End::App { code },
-            never = self.mind_the_disk() => match never {},
+            never = self.mind_the_disk(platform) => match never {},
         }
     }
 
     /// QEMU stops a guest whose write finds the host's disk full, rather than fail the write. Once there is room it
     /// goes on, and the guest has noticed nothing but the time.
-    async fn mind_the_disk(&self) -> Infallible {
+    async fn mind_the_disk(&self, platform: &dyn Platform) -> Infallible {
         loop {
             tokio::time::sleep(DISK_LOOK_PAUSE).await;
             let _verb = self.verb.lock().await;
@@ -106,7 +106,7 @@ impl Machine {
                 continue;
             }
             let microvm = self.spec.microvm_id;
-            if capacity::has_room(self.vm.dir(), 0).unwrap_or(false) {
+            if capacity::has_room(platform, self.vm.dir(), 0).unwrap_or(false) {
                 tracing::info!(%microvm, "the disk has room again: the guest goes on");
                 if let Err(error) = self.vm.resume().await {
                     tracing::error!(%microvm, %error, "a guest stopped by a full disk cannot go on");
@@ -131,7 +131,7 @@ impl Machine {
 
     /// Replaces a broken connection to the agent.
     async fn reconnect(&self) -> Result<(), AgentError> {
-        let agent = Agent::connect(&self.namespace, Arc::clone(&self.app_log)).await?;
+        let agent = Agent::connect(&*self.namespace, Arc::clone(&self.app_log)).await?;
         agent.status().await?;
         *self.agent.write().expect("no holder of this lock panics") = Arc::new(agent);
         Ok(())
@@ -139,9 +139,8 @@ impl Machine {
 }
 
 /// Copies a VM's serial console into a bounded log until the VM ends.
-pub fn keep_console(vm: &Vm, path: &Path) -> io::Result<AbortOnDropHandle<()>> {
+pub fn keep_console(vm: SharedVm, path: &Path) -> io::Result<AbortOnDropHandle<()>> {
     let mut log = BoundedLog::open(path)?;
-    let vm = vm.clone();
     Ok(AbortOnDropHandle::new(tokio::spawn(async move {
         let Ok(mut console) = vm.console().await else {
             tracing::warn!("a VM's serial console cannot be read");

@@ -10,6 +10,7 @@ use crate::{
     config::HostConfig,
     files::{SuspendedFiles, VersionFiles},
     launch::accel_name,
+    platform::Platform,
 };
 
 const VERSION_KIND: &str = "version";
@@ -58,7 +59,7 @@ fn read(path: &Path, kind: &str) -> Result<Manifest, DamagedError> {
 }
 
 /// Makes a version's files last, then says what they are.
-pub fn write_version(files: &VersionFiles, size: Size, config: &HostConfig) -> io::Result<()> {
+pub fn write_version(files: &VersionFiles, size: Size, config: &HostConfig, platform: &dyn Platform) -> io::Result<()> {
     let dir = files.dir();
     let mut entries = Vec::new();
     // Only the devices' state is summed: the other files are sparse and large, and are not read whole at a launch.
@@ -67,11 +68,7 @@ pub fn write_version(files: &VersionFiles, size: Size, config: &HostConfig) -> i
         File::open(dir.join(name))?.sync_all()?;
         entries.push(FileEntry::of(dir, name, summed).map_err(io::Error::other)?);
     }
-    let version = match config.driver {
-        Driver::Qemu => vmm::qemu_version(&config.vmm),
-        Driver::Firecracker => vmm::firecracker_version(&config.vmm),
-    };
-    let version = version.map_err(io::Error::other)?;
+    let version = platform.vmm_version()?;
     let machine = serde_json::json!({
         "memory_mib": size.guest_memory_mib(),
         "vcpus": size.vcpus(),

@@ -7,13 +7,13 @@ use api::{
     host::{Found, HostError, ImageRef, MicrovmSpec},
     ids::MicrovmId,
 };
-use vmm::Vm;
 
 use crate::{
     files::{self, MicrovmFiles},
     launch,
     local::LocalHost,
     machine::Machine,
+    platform::SharedVm,
     verbs::{blocking, forget_machine, reason_of},
 };
 
@@ -42,10 +42,9 @@ impl LocalHost {
             tracing::info!(microvm = %spec.microvm_id, ?state, "found after the restart");
             found.push((spec.microvm_id, state));
         }
-        self.end_strays(&processes).await;
-        vmm::Hierarchies::find().sweep(&self.pool.cgroups());
-        self.pool.sweep(&namespaces).await;
-        if let Err(error) = self.builder.sweep().await {
+        self.platform.end_strays(&processes).await;
+        self.platform.sweep_networks(&namespaces).await;
+        if let Err(error) = self.platform.sweep_builds().await {
             // Costs disk, not correctness: builds have names of their own.
             tracing::error!(error = reason_of("remains of builds stay", &error), "the builder could not be swept");
         }
@@ -57,13 +56,13 @@ impl LocalHost {
         self.remove_unknown_files(known, images).await.map_err(|error| HostError::Unchanged {
             reason: reason_of("Files left behind could not be removed", &error),
         })?;
-        self.fill_pool();
+        self.platform.prepare_ahead();
         Ok(found)
     }
 
     async fn look_for(&self, spec: &MicrovmSpec) -> Look {
         let files = self.microvm_files(&spec.microvm_id);
-        let vm = match Vm::attach(&files.vm_dir()).await {
+        let vm = match self.platform.attach(&files.vm_dir()).await {
             Ok(vm) => vm,
             Err(error) => {
                 // Its process, if there is one, is found among the strays.
@@ -74,7 +73,7 @@ impl LocalHost {
         if files.suspended().manifest().exists() {
             // Suspended for good before the daemon died; a VM still there is the one that was being ended.
             if let Some(vm) = vm {
-                launch::end_vm(&vm).await;
+                launch::end_vm(&*vm).await;
             }
             forget_machine(&files).await;
             return Look::Suspended;
@@ -88,16 +87,16 @@ impl LocalHost {
                 }
             },
             Some(vm) => {
-                launch::end_vm(&vm).await;
+                launch::end_vm(&*vm).await;
                 Look::Nothing
             }
             None => Look::Nothing,
         }
     }
 
-    async fn take_over(&self, spec: &MicrovmSpec, files: &MicrovmFiles, vm: Vm) -> Result<Machine, String> {
+    async fn take_over(&self, spec: &MicrovmSpec, files: &MicrovmFiles, vm: SharedVm) -> Result<Machine, String> {
         let Some(record) = files.read_machine_record().await else {
-            launch::end_vm(&vm).await;
+            launch::end_vm(&*vm).await;
             return Err("its record cannot be read".to_owned());
         };
         // A half-written suspend snapshot is of no use: the VM still has everything.
@@ -106,24 +105,9 @@ impl LocalHost {
                 tracing::warn!(microvm = %spec.microvm_id, %error, "cannot remove a half suspend snapshot");
             }
         }
-        launch::adopt(&self.config, &self.pool, spec, files, vm, &record)
+        launch::adopt(&self.config, &*self.platform, spec, files, vm, &record)
             .await
             .map_err(|error| reason_of("it does not answer", &error))
-    }
-
-    /// Ends every VMM of this data directory that is nobody's.
-    async fn end_strays(&self, known: &HashSet<u32>) {
-        let uids = self.pool.uids();
-        let strays = blocking(move || Ok(vmm::find_strays(uids))).await.unwrap_or_default();
-        for (pid, uid) in strays {
-            if known.contains(&pid) {
-                continue;
-            }
-            tracing::info!(pid, "ending a VMM process left behind");
-            if let Err(error) = Vm::kill_stray(pid, uid).await {
-                tracing::error!(pid, %error, "a VMM process left behind could not be ended");
-            }
-        }
     }
 
     async fn remove_unknown_files(&self, microvms: HashSet<String>, images: &[ImageRef]) -> io::Result<()> {

@@ -6,21 +6,19 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use api::directory::AppStream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// A TCP stream that fails once its VM is over. The guest's end vanishes without a word, so nothing else would tell.
+/// A stream that fails once its VM is over. The guest's end vanishes without a word, so nothing else would tell.
 pub struct GuestStream {
-    stream: TcpStream,
+    stream: Box<dyn AppStream>,
     over: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl GuestStream {
     /// Ties a stream to its VM.
-    pub fn new(stream: TcpStream, over: CancellationToken) -> Self {
+    pub fn new(stream: Box<dyn AppStream>, over: CancellationToken) -> Self {
         Self { stream, over: Box::pin(over.cancelled_owned()) }
     }
 

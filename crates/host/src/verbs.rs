@@ -18,7 +18,6 @@ use api::{
     ids::VmId,
 };
 use snapshot::Layer;
-use vmm::Vm;
 
 use crate::{
     capacity,
@@ -28,13 +27,14 @@ use crate::{
     local::LocalHost,
     machine::Machine,
     manifest,
+    platform::Platform,
 };
 
 impl LocalHost {
     pub(crate) async fn run_microvm(&self, spec: &MicrovmSpec) -> Result<VmId, HostError> {
         // What an interrupted launch left goes first.
         self.terminate_microvm(spec).await?;
-        capacity::check_launch(&self.config.layout.data)?;
+        capacity::check_launch(&*self.platform, &self.config.layout.data)?;
         let files = self.microvm_files(&spec.microvm_id);
         match self.launch(spec, &files).await {
             Ok(machine) => Ok(self.admit(machine)),
@@ -66,14 +66,14 @@ impl LocalHost {
 
         let restored =
             launch::restore(self, spec, &version, files, &version.device_state(), None).await.map_err(lost)?;
-        let machine = restored.set_going(&self.config, &self.pool, spec, files).await.map_err(lost)?;
+        let machine = restored.set_going(&self.config, &*self.platform, spec, files).await.map_err(lost)?;
         let launched = async {
             if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.run) {
                 let mut body = serde_json::json!({ "microvmId": spec.microvm_id });
                 if let Some(payload) = &spec.run_hook_payload {
                     body["runHookPayload"] = payload.as_str().into();
                 }
-                hooks::call(&machine.namespace, port, "run", Some(body.to_string()), timeout)
+                hooks::call(&*machine.namespace, port, "run", Some(body.to_string()), timeout)
                     .await
                     .map_err(|failure| HostError::Lost { reason: hook_reason("Run", failure) })?;
             }
@@ -101,13 +101,13 @@ impl LocalHost {
         }
         if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.suspend) {
             // A failed hook ends the microVM, as measured on the real service.
-            hooks::call(&machine.namespace, port, "suspend", None, timeout)
+            hooks::call(&*machine.namespace, port, "suspend", None, timeout)
                 .await
                 .map_err(|failure| HostError::Lost { reason: hook_reason("Suspend", failure) })?;
         }
         let saved = async {
             machine.vm.pause().await.map_err(SuspendError::Pause)?;
-            save(&machine, &files).await
+            save(&*self.platform, &machine, &files).await
         };
         let report = match saved.await {
             Ok(report) => report,
@@ -136,7 +136,7 @@ impl LocalHost {
         let files = self.microvm_files(&spec.microvm_id);
         let unchanged =
             |error: &dyn std::error::Error| HostError::Unchanged { reason: reason_of("Not resumed", error) };
-        capacity::check_launch(&self.config.layout.data)?;
+        capacity::check_launch(&*self.platform, &self.config.layout.data)?;
         let suspended = files.suspended();
         let layer = open_suspended(&suspended).await.map_err(|error| unchanged(&error))?;
         let version = self.version_files(&spec.image);
@@ -147,17 +147,17 @@ impl LocalHost {
 
         let _ = files::remove_dir(files.resumed().dir().clone()).await;
         if let Err(error) = rename_synced(suspended.dir(), files.resumed().dir(), files.dir()).await {
-            restored.discard(&self.pool, &files).await;
+            restored.discard(&*self.platform, &files).await;
             return Err(unchanged(&error));
         }
         // From here on the snapshot is history: the guest runs and its disk changes.
         let lost = |reason| HostError::Lost { reason };
         let machine = restored
-            .set_going(&self.config, &self.pool, spec, &files)
+            .set_going(&self.config, &*self.platform, spec, &files)
             .await
             .map_err(|error| lost(reason_of("The microVM could not be resumed", &error)))?;
         if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.resume)
-            && let Err(failure) = hooks::call(&machine.namespace, port, "resume", None, timeout).await
+            && let Err(failure) = hooks::call(&*machine.namespace, port, "resume", None, timeout).await
         {
             self.clear(&machine).await;
             return Err(lost(hook_reason("Resume", failure)));
@@ -173,7 +173,7 @@ impl LocalHost {
         if let Some(machine) = self.machine(&spec.microvm_id) {
             let _verb = machine.verb.lock().await;
             if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.terminate)
-                && let Err(failure) = hooks::call(&machine.namespace, port, "terminate", None, timeout).await
+                && let Err(failure) = hooks::call(&*machine.namespace, port, "terminate", None, timeout).await
             {
                 // Nothing can be done about it: it is ended all the same.
                 tracing::info!(microvm = %spec.microvm_id, ?failure, "a terminate hook failed");
@@ -195,16 +195,11 @@ impl LocalHost {
     pub(crate) async fn end_unwatched(&self, files: &MicrovmFiles) -> Result<(), HostError> {
         // Written before a VM is started: without it there is none.
         if let Some(record) = files.read_machine_record().await {
-            let uid = self.pool.identity_of(&record.namespace).map(|(uid, _)| uid);
-            let strays = blocking(move || Ok(uid.map_or(vec![], |uid| vmm::find_strays(uid..uid + 1)))).await;
-            for (pid, uid) in strays.unwrap_or_default() {
-                tracing::info!(pid, "ending a VMM process that nobody watches");
-                Vm::kill_stray(pid, uid).await.map_err(|error| HostError::Unchanged {
-                    reason: reason_of("The virtual machine could not be ended", &error),
-                })?;
-            }
+            self.platform.end_vms_in(&record.namespace).await.map_err(|error| HostError::Unchanged {
+                reason: reason_of("The virtual machine could not be ended", &error),
+            })?;
             forget_machine(files).await;
-            self.pool.give_back(&record.namespace).await;
+            self.platform.give_back_network(&record.namespace).await;
         }
         Ok(())
     }
@@ -228,17 +223,17 @@ enum SuspendError {
 }
 
 /// Writes the snapshot of a VM that stands still; its last step makes it count.
-async fn save(machine: &Machine, files: &MicrovmFiles) -> Result<SuspendReport, SuspendError> {
+async fn save(platform: &dyn Platform, machine: &Machine, files: &MicrovmFiles) -> Result<SuspendReport, SuspendError> {
     let fresh = files.suspending();
     files::remove_dir(fresh.dir().clone()).await.map_err(SuspendError::File)?;
     tokio::fs::create_dir(fresh.dir()).await.map_err(SuspendError::File)?;
     let changes = machine.vm.snapshot_incremental(&fresh.device_state()).await.map_err(SuspendError::Vm)?;
     let memory_bytes = u64::from(machine.spec.size.guest_memory_mib()) * 1024 * 1024;
+    let dirty_bytes = changes.bytes();
+    if !capacity::has_room(platform, fresh.dir(), dirty_bytes).map_err(SuspendError::File)? {
+        return Err(SuspendError::Room);
+    }
     let report = blocking(move || {
-        let dirty_bytes = changes.bytes();
-        if !capacity::has_room(fresh.dir(), dirty_bytes)? {
-            return Ok(Err(SuspendError::Room));
-        }
         if let Err(error) = write_changes(&fresh.layer(), memory_bytes, &changes) {
             return Ok(Err(error));
         }

@@ -30,8 +30,8 @@ impl Changes {
         Self { runs, source: Source::Process(memory), earlier: None }
     }
 
-    /// What is not a hole in this file changed; `earlier` has what had changed before.
-    pub(crate) fn of_file(file: File, page: u64, earlier: Option<PathBuf>) -> io::Result<Self> {
+    /// What is not a hole in this file changed, widened to pages of this size; `earlier` has what had changed before.
+    pub fn of_file(file: File, page: u64, earlier: Option<PathBuf>) -> io::Result<Self> {
         let runs = data_in(&file, page)?;
         Ok(Self { runs, source: Source::File(file), earlier })
     }

@@ -144,13 +144,8 @@ impl Namespace {
         &self.name
     }
 
-    /// Its file, for a program to be started in it.
-    #[must_use]
-    pub fn path(&self) -> PathBuf {
-        Self::path_of(&self.name)
-    }
-
-    fn path_of(name: &str) -> PathBuf {
+    /// The file of a namespace of this name, for a program to be started in it.
+    pub(crate) fn path_of(name: &str) -> PathBuf {
         Path::new(NAMESPACE_DIR).join(name)
     }
 
