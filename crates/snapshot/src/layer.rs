@@ -125,8 +125,14 @@ impl Layer {
     /// before `write` is called for the first time, so a damaged layer is never half applied.
     pub fn apply(&self, write: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> Result<(), ReadError> {
         self.verify()?;
+        // The checksum is checked again: the file may have changed under us, or the disk lied once.
+        self.visit(write)
+    }
+
+    /// Hands every page to `look`, and says afterwards whether all was as it should have been.
+    pub(crate) fn visit(&self, look: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> Result<(), ReadError> {
         let mut put = |offset, bytes: &[u8]| {
-            write(offset, bytes).map_err(|source| ReadError::Apply { path: self.path.clone(), offset, source })
+            look(offset, bytes).map_err(|source| ReadError::Apply { path: self.path.clone(), offset, source })
         };
         for run in self.table.iter().filter(|run| run.zero) {
             let mut at = run.range.start;
@@ -136,7 +142,6 @@ impl Layer {
                 at += length;
             }
         }
-        // The checksum is checked again: the file may have changed under us, or the disk lied once.
         self.each_data(put)
     }
 
@@ -212,14 +217,14 @@ pub enum ReadError {
         /// What is wrong.
         what: String,
     },
-    /// A page could not be put where it belongs.
+    /// A page could not be put where it belongs, or compared with what is there.
     #[error("cannot apply the pages at {offset:#x} of the memory layer {}", path.display())]
     Apply {
         /// The layer.
         path: PathBuf,
         /// Where in memory.
         offset: u64,
-        /// What the writer said.
+        /// What the writer, or the reader, said.
         #[source]
         source: io::Error,
     },

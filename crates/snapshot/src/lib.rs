@@ -10,6 +10,7 @@
 #![deny(unsafe_code)]
 
 mod copy;
+mod delta;
 mod durable;
 mod format;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod sys;
 mod write;
 
 pub use copy::{CopyError, copy_sparse};
+pub use delta::changed_since;
 pub use durable::WriteError;
 pub use layer::{Layer, ReadError, open_layer};
 pub use manifest::{FileEntry, Manifest, ManifestError, checksum_file, read_checked, write_whole};
