@@ -15,6 +15,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -31,15 +32,18 @@ const STEP_MAX: Duration = Duration::from_secs(30);
 
 const PAGE: u64 = 4096;
 
+/// Makes the names of namespaces differ.
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
 /// In `/proc/<pid>/pagemap`: the page is there, and is the file's own.
 const PRESENT: u64 = 1 << 63;
 const OF_FILE: u64 = 1 << 61;
 
-/// What a run took.
-#[derive(Debug, Clone, Copy)]
-pub struct Launched {
-    /// From starting the process to the first 200.
+/// A VM that runs; it ends when this is dropped.
+pub struct Running {
+    /// From starting its process to the first 200.
     pub to_first_answer: Duration,
+    vm: Vm,
 }
 
 /// What a suspend by hand left.
@@ -68,7 +72,7 @@ fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
 }
 
 impl Bare {
-    /// Learns the command line from a running VM and prepares the network.
+    /// Learns the command line from a running VM and prepares the network. One VM at a time runs in a `work_dir`.
     pub fn like(vmm: &Process, version_dir: &Path, work_dir: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(work_dir)?;
         let own = |name: &str| work_dir.join(name).to_string_lossy().into_owned();
@@ -99,7 +103,7 @@ impl Bare {
         let named = |path: &str| arguments.iter().any(|argument| argument.contains(path));
         ensure!(named(&own("scratch.img")), "the VM's command line has no writable disk: {:?}", vmm.arguments);
         ensure!(named(&version_dir.join("memory.img").to_string_lossy()), "the VM does not map the version's memory");
-        let namespace = format!("plbare-{}", std::process::id());
+        let namespace = format!("plbare-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let bare = Self {
             arguments,
             version_dir: version_dir.to_owned(),
@@ -141,30 +145,28 @@ impl Bare {
         run("cp", &["--sparse=always", "--reflink=auto", &from.to_string_lossy(), &to.to_string_lossy()])
     }
 
-    /// Launches by hand, asks for `path` until it is answered, and ends it.
-    pub fn launch(&self, path: &str) -> anyhow::Result<Launched> {
+    /// Launches by hand and asks for `path` until it is answered.
+    pub fn launch(&self, path: &str) -> anyhow::Result<Running> {
         self.fresh_disk()?;
-        self.inside(|| {
-            let begin = Instant::now();
-            let _vm = self.restore(&self.version_dir.join("device.state"), &[])?;
-            get(path)?;
-            Ok(Launched { to_first_answer: begin.elapsed() })
-        })
+        self.start(&self.version_dir.join("device.state"), &[], path)
     }
 
-    /// Launches by hand, asks once, suspends by hand (timed), then wakes by hand (timed): start to first 200.
-    pub fn suspend_and_wake(&self, path: &str) -> anyhow::Result<(Saved, Launched)> {
-        self.fresh_disk()?;
+    /// Suspends by hand.
+    pub fn suspend(&self, mut running: Running) -> anyhow::Result<Saved> {
+        running.vm.save(&self.version_dir.join("memory.img"), self.work_dir.join("device.state"))
+    }
+
+    /// Wakes by hand what was suspended last, and asks for `path` until it is answered.
+    pub fn wake(&self, saved: &Saved, path: &str) -> anyhow::Result<Running> {
+        self.start(&saved.device_state, &saved.pages, path)
+    }
+
+    fn start(&self, device_state: &Path, pages: &[(u64, Vec<u8>)], path: &str) -> anyhow::Result<Running> {
         self.inside(|| {
-            let mut vm = self.restore(&self.version_dir.join("device.state"), &[])?;
-            get(path)?;
-            let saved = vm.save(&self.version_dir.join("memory.img"), self.work_dir.join("device.state"))?;
-            drop(vm);
             let begin = Instant::now();
-            let _vm = self.restore(&saved.device_state, &saved.pages)?;
+            let vm = self.restore(device_state, pages)?;
             get(path)?;
-            let launched = Launched { to_first_answer: begin.elapsed() };
-            Ok((saved, launched))
+            Ok(Running { to_first_answer: begin.elapsed(), vm })
         })
     }
 

@@ -42,6 +42,16 @@ impl Source {
         Ok(context)
     }
 
+    /// The example's app with doors for the tests.
+    pub fn probe() -> anyhow::Result<Self> {
+        let example = Self::example("flask-counter")?;
+        let dockerfile = example.text("Dockerfile").unwrap_or_default();
+        // The last CMD counts; ENTRYPOINT is emptied with it.
+        let dockerfile = format!("{dockerfile}\nCOPY probe.py ./\nENTRYPOINT []\nCMD [\"python3\", \"probe.py\"]\n");
+        let probe = include_bytes!("../probe/probe.py");
+        Ok(example.with("Dockerfile", dockerfile.as_bytes()).with("probe.py", probe))
+    }
+
     fn add(&mut self, directory: &Path, prefix: &str) -> anyhow::Result<()> {
         let mut entries: Vec<_> = fs::read_dir(directory)?.collect::<Result<_, _>>()?;
         entries.sort_by_key(fs::DirEntry::file_name);

@@ -6,7 +6,7 @@ mod suite;
 
 use std::process::ExitCode;
 
-use e2e::{image::Source, sweep};
+use e2e::sweep;
 
 fn main() -> ExitCode {
     let mut arguments = libtest_mimic::Arguments::from_args();
@@ -20,14 +20,4 @@ fn main() -> ExitCode {
     suite::strike();
     sweep::everything();
     conclusion.exit_code()
-}
-
-/// The example's app with doors for the tests.
-fn source() -> anyhow::Result<Source> {
-    let example = Source::example("flask-counter")?;
-    let dockerfile = example.text("Dockerfile").unwrap_or_default();
-    // The last CMD counts; ENTRYPOINT is emptied with it.
-    let dockerfile = format!("{dockerfile}\nCOPY probe.py ./\nENTRYPOINT []\nCMD [\"python3\", \"probe.py\"]\n");
-    let probe = include_bytes!("../probe/probe.py");
-    Ok(example.with("Dockerfile", dockerfile.as_bytes()).with("probe.py", probe))
 }

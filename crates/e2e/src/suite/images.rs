@@ -203,7 +203,7 @@ fn delete(stage: &mut Stage) -> anyhow::Result<()> {
 }
 
 fn disk_full(stage: &mut Stage) -> anyhow::Result<()> {
-    let source = crate::source()?.with("ballast", &[7; 1 << 20]);
+    let source = Source::probe()?.with("ballast", &[7; 1 << 20]);
     let zip = stage.scratch("full.zip");
     source.zip(&zip)?;
     image::upload(&stage.aws, &zip, "full.zip")?;

@@ -21,7 +21,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use e2e::Stage;
+use e2e::{Stage, image::Source};
 use libtest_mimic::{Failed, Trial};
 
 /// One test.
@@ -62,7 +62,7 @@ pub fn strike() {
 fn on_stage(test: fn(&mut Stage) -> anyhow::Result<()>) -> Result<(), Failed> {
     let mut stage = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
     let set = stage.get_or_insert_with(|| {
-        let set = crate::source().and_then(|source| Stage::set(&source, 512));
+        let set = Source::probe().and_then(|source| Stage::set(&source, 512));
         set.map_err(|error| format!("{error:?}"))
     });
     let stage = set.as_mut().map_err(|error| Failed::from(format!("there is no stage: {error}")))?;

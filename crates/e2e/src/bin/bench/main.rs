@@ -6,17 +6,15 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod burst;
 mod driver;
+mod life;
 mod load;
 
-use std::{
-    fs,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{fs, process::ExitCode, time::Duration};
 
 use anyhow::{Context, ensure};
-use e2e::{Microvm, Stage, bare::Bare, image::Source, machine, repository, sweep};
+use e2e::{Stage, bare::Bare, image::Source, repository, sweep};
 use serde_json::json;
 
 /// How often each figure is taken.
@@ -28,7 +26,7 @@ const WARM_UPS: usize = 1;
 /// What the app is asked.
 const PATH: &str = "/";
 
-const GROUPS: [&str; 5] = ["launch", "suspend", "wake", "driver", "api"];
+const GROUPS: [&str; 6] = ["launch", "suspend", "wake", "burst", "driver", "api"];
 
 fn main() -> ExitCode {
     let asked: Vec<String> = std::env::args().skip(1).filter(|group| !group.is_empty()).collect();
@@ -75,107 +73,32 @@ fn bench(asked: &[String]) -> anyhow::Result<()> {
 
 /// The groups that need an image and VMs.
 fn over_vms(wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<Row>> {
-    eprintln!("building the image flask-counter (512 MiB baseline, 2 GiB guest) ...");
-    let stage = Stage::set(&Source::example("flask-counter")?, 512)?;
+    eprintln!("building the image (512 MiB baseline, 2 GiB guest) ...");
+    let stage = Stage::set(&Source::probe()?, 512)?;
     eprintln!("built in {:.1} s", stage.build_time.as_secs_f64());
     let model = stage.launch()?;
-    let bare = Bare::like(&stage.vmm_of(&model.id)?, &stage.version_dir()?, &stage.scratch("bare"))?;
+    let vmm = stage.vmm_of(&model.id)?;
+    let by_hand = |name: &str| Bare::like(&vmm, &stage.version_dir()?, &stage.scratch(name));
+    let bare = by_hand("bare")?;
     let mut rows = Vec::new();
     if wanted("driver") {
         rows.push(driver::idle_qemu(&stage, &model)?);
     }
-    if wanted("launch") {
-        rows.extend(launch(&stage, &bare)?);
-    }
     stage.terminate(&model.id)?;
+    if wanted("launch") {
+        rows.extend(life::launch(&stage, &bare)?);
+    }
     if wanted("suspend") || wanted("wake") {
-        let (suspend, wake) = suspend_and_wake(&stage, &bare)?;
-        if wanted("suspend") {
-            rows.extend(suspend);
-        }
-        if wanted("wake") {
-            rows.extend(wake);
-        }
+        rows.extend(life::suspend_and_wake(&stage, &bare)?.into_iter().filter(|row| wanted(row.group)));
+    }
+    if wanted("burst") {
+        let many: Vec<_> = (0..burst::COUNT).map(|index| by_hand(&format!("bare{index}"))).collect::<Result<_, _>>()?;
+        rows.extend(burst::bench(&stage, &many)?);
     }
     if wanted("driver") {
         rows.extend(driver::bench(&stage.scratch("driver"))?);
     }
     Ok(rows)
-}
-
-/// RunMicrovm → first 200 through HTTPS with token.
-fn launch(stage: &Stage, bare: &Bare) -> anyhow::Result<Vec<Row>> {
-    let (mut ours, mut floor, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..WARM_UPS + ROUNDS {
-        eprintln!("launch {round}/{ROUNDS}");
-        let by_hand = bare.launch(PATH)?.to_first_answer;
-        let (microvm, took) = timed_launch(stage)?;
-        if round >= WARM_UPS {
-            floor.push(by_hand);
-            ours.push(took);
-            bytes.push(machine::bytes_on_disk(&stage.directory_of(&microvm.id)));
-        }
-        stage.terminate(&microvm.id)?;
-    }
-    let mut rows = quantiles("launch", "RunMicrovm → first 200", ours, floor);
-    bytes.sort_unstable();
-    rows.push(Row {
-        group: "launch",
-        name: "disk of a second microVM".into(),
-        unit: "bytes",
-        value: bytes[bytes.len() / 2] as f64,
-        baseline: None,
-    });
-    Ok(rows)
-}
-
-fn timed_launch(stage: &Stage) -> anyhow::Result<(Microvm, Duration)> {
-    let begin = Instant::now();
-    let parameters = json!({"imageIdentifier": stage.image.arn, "idlePolicy": e2e::microvm::waking()});
-    let run = stage.aws.microvms("run_microvm", parameters)?;
-    let id = run["microvmId"].as_str().context("no microvmId")?.to_owned();
-    let endpoint = run["endpoint"].as_str().context("no endpoint")?.to_owned();
-    let token = stage.token(&id, json!([{"allPorts": {}}]))?;
-    let microvm = Microvm { id, endpoint, token };
-    ask(stage, &microvm)?;
-    Ok((microvm, begin.elapsed()))
-}
-
-fn ask(stage: &Stage, microvm: &Microvm) -> anyhow::Result<()> {
-    let answer = stage.get(microvm, PATH)?;
-    ensure!(answer.status == 200, "HTTP {}: {}", answer.status, answer.body);
-    Ok(())
-}
-
-/// SuspendMicrovm → SUSPENDED after one request; a request to it → 200.
-fn suspend_and_wake(stage: &Stage, bare: &Bare) -> anyhow::Result<(Vec<Row>, Vec<Row>)> {
-    let (mut suspends, mut suspends_floor, mut wakes, mut wakes_floor) = (vec![], vec![], vec![], vec![]);
-    for round in 0..WARM_UPS + ROUNDS {
-        eprintln!("suspend and wake {round}/{ROUNDS}");
-        let (saved, woken) = bare.suspend_and_wake(PATH)?;
-        let (microvm, _) = timed_launch(stage)?;
-        let begin = Instant::now();
-        stage.aws.microvms("suspend_microvm", json!({"microvmIdentifier": microvm.id}))?;
-        // Without a pause between the questions: one would be a good part of what is measured.
-        while stage.describe(&microvm.id)?["state"] != "SUSPENDED" {
-            ensure!(begin.elapsed() < Duration::from_secs(60), "it is not SUSPENDED after a minute");
-        }
-        let suspended = begin.elapsed();
-        let begin = Instant::now();
-        ask(stage, &microvm)?;
-        let woke = begin.elapsed();
-        stage.terminate(&microvm.id)?;
-        if round >= WARM_UPS {
-            suspends.push(suspended);
-            suspends_floor.push(saved.took);
-            wakes.push(woke);
-            wakes_floor.push(woken.to_first_answer);
-        }
-    }
-    Ok((
-        quantiles("suspend", "SuspendMicrovm → SUSPENDED", suspends, suspends_floor),
-        quantiles("wake", "request to a suspended microVM → 200", wakes, wakes_floor),
-    ))
 }
 
 fn quantiles(group: &'static str, name: &str, mut ours: Vec<Duration>, mut floor: Vec<Duration>) -> Vec<Row> {

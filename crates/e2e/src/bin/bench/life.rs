@@ -1,0 +1,108 @@
+//! The groups `launch`, `suspend` and `wake`: one microVM at a time.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use e2e::{Microvm, Stage, bare::Bare, machine};
+use serde_json::json;
+
+use crate::{PATH, ROUNDS, Row, WARM_UPS, quantiles};
+
+/// How much memory the app writes before it is suspended, in MiB.
+const DIRTY_MIB: [u32; 3] = [1, 64, 256];
+
+/// RunMicrovm → first 200 through HTTPS with token.
+pub fn launch(stage: &Stage, bare: &Bare) -> anyhow::Result<Vec<Row>> {
+    let (mut ours, mut floor, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..WARM_UPS + ROUNDS {
+        eprintln!("launch {round}/{ROUNDS}");
+        let by_hand = bare.launch(PATH)?.to_first_answer;
+        let (microvm, took) = timed_launch(stage)?;
+        if round >= WARM_UPS {
+            floor.push(by_hand);
+            ours.push(took);
+            bytes.push(machine::bytes_on_disk(&stage.directory_of(&microvm.id)));
+        }
+        stage.terminate(&microvm.id)?;
+    }
+    let mut rows = quantiles("launch", "RunMicrovm → first 200", ours, floor);
+    bytes.sort_unstable();
+    rows.push(Row {
+        group: "launch",
+        name: "disk of a second microVM".into(),
+        unit: "bytes",
+        value: bytes[bytes.len() / 2] as f64,
+        baseline: None,
+    });
+    Ok(rows)
+}
+
+fn timed_launch(stage: &Stage) -> anyhow::Result<(Microvm, Duration)> {
+    let begin = Instant::now();
+    let microvm = begin_launch(stage)?;
+    ask(stage, &microvm, PATH)?;
+    Ok((microvm, begin.elapsed()))
+}
+
+/// Asks for a microVM and a token for it; does not wait until it runs.
+pub fn begin_launch(stage: &Stage) -> anyhow::Result<Microvm> {
+    let parameters = json!({"imageIdentifier": stage.image.arn, "idlePolicy": e2e::microvm::waking()});
+    let run = stage.aws.microvms("run_microvm", parameters)?;
+    let id = run["microvmId"].as_str().context("no microvmId")?.to_owned();
+    let endpoint = run["endpoint"].as_str().context("no endpoint")?.to_owned();
+    let token = stage.token(&id, json!([{"allPorts": {}}]))?;
+    Ok(Microvm { id, endpoint, token })
+}
+
+fn ask(stage: &Stage, microvm: &Microvm, path: &str) -> anyhow::Result<()> {
+    let answer = stage.get(microvm, path)?;
+    ensure!(answer.status == 200, "HTTP {}: {}", answer.status, answer.body);
+    Ok(())
+}
+
+/// SuspendMicrovm → SUSPENDED.
+fn timed_suspend(stage: &Stage, microvm: &Microvm) -> anyhow::Result<Duration> {
+    let begin = Instant::now();
+    stage.aws.microvms("suspend_microvm", json!({"microvmIdentifier": microvm.id}))?;
+    // Without a pause between the questions: one would be a good part of what is measured.
+    while stage.describe(&microvm.id)?["state"] != "SUSPENDED" {
+        ensure!(begin.elapsed() < Duration::from_secs(60), "it is not SUSPENDED after a minute");
+    }
+    Ok(begin.elapsed())
+}
+
+/// For each amount of changed memory: SuspendMicrovm → SUSPENDED; a request to it → 200; and once more SuspendMicrovm →
+/// SUSPENDED, of a microVM that has done next to nothing since, beside a copy of all that ever changed.
+pub fn suspend_and_wake(stage: &Stage, bare: &Bare) -> anyhow::Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for mib in DIRTY_MIB {
+        let dirty = format!("/probe/dirty?mib={mib}");
+        let (mut suspends, mut wakes, mut agains) = (vec![], vec![], vec![]);
+        let (mut suspends_floor, mut wakes_floor) = (vec![], vec![]);
+        for round in 0..WARM_UPS + ROUNDS {
+            eprintln!("suspend and wake with {mib} MiB {round}/{ROUNDS}");
+            let saved = bare.suspend(bare.launch(&dirty)?)?;
+            let woken = bare.wake(&saved, PATH)?.to_first_answer;
+
+            let (microvm, _) = timed_launch(stage)?;
+            ask(stage, &microvm, &dirty)?;
+            let suspended = timed_suspend(stage, &microvm)?;
+            let begin = Instant::now();
+            ask(stage, &microvm, PATH)?;
+            let woke = begin.elapsed();
+            let again = timed_suspend(stage, &microvm)?;
+            stage.terminate(&microvm.id)?;
+            if round >= WARM_UPS {
+                suspends.push(suspended);
+                suspends_floor.push(saved.took);
+                wakes.push(woke);
+                wakes_floor.push(woken);
+                agains.push(again);
+            }
+        }
+        rows.extend(quantiles("suspend", &format!("suspend, {mib} MiB changed"), suspends, suspends_floor.clone()));
+        rows.extend(quantiles("suspend", &format!("once more, {mib} MiB changed before"), agains, suspends_floor));
+        rows.extend(quantiles("wake", &format!("request → wake → 200, {mib} MiB"), wakes, wakes_floor));
+    }
+    Ok(rows)
+}
