@@ -1,6 +1,7 @@
 """The example's app with doors for the tests: what cannot be seen from outside is asked for here."""
 
 import errno
+import hashlib
 import http.server
 import mmap
 import os
@@ -77,6 +78,15 @@ def clock():
 def dirty():
     state["ballast"].append(os.urandom(1 << 20) * int(request.args["mib"]))
     return jsonify(mib=sum(map(len, state["ballast"])) >> 20)
+
+
+@probe.get("/ballast")
+def ballast():
+    """What all that was written by /dirty comes to."""
+    digest = hashlib.sha256()
+    for piece in state["ballast"]:
+        digest.update(piece)
+    return jsonify(sha256=digest.hexdigest())
 
 
 @probe.get("/machine")

@@ -111,6 +111,11 @@ impl MicrovmFiles {
         SuspendedFiles(self.0.join("suspended.new"))
     }
 
+    /// The memory that the microVM was last resumed with; see [`crate::saved`].
+    pub fn ground(&self) -> PathBuf {
+        self.0.join("ground.layer")
+    }
+
     /// A suspend snapshot that has been used and awaits removal.
     pub fn resumed(&self) -> SuspendedFiles {
         SuspendedFiles(self.0.join("suspended.old"))
@@ -130,6 +135,11 @@ impl SuspendedFiles {
     /// The pages changed since the version's snapshot.
     pub fn layer(&self) -> PathBuf {
         self.0.join("memory.layer")
+    }
+
+    /// What of these was changed again, or is new; not always there.
+    pub fn delta(&self) -> PathBuf {
+        self.0.join("memory.delta")
     }
 
     /// The devices' state.

@@ -8,7 +8,6 @@ use std::{
 };
 
 use api::{host::MicrovmSpec, ids::VmId};
-use snapshot::Layer;
 use vmm::{Accel, ChangedPages, MemoryBacking};
 
 use crate::{
@@ -21,6 +20,7 @@ use crate::{
     manifest::{self, DamagedError},
     network::NetworkError,
     platform::{Platform, SharedNetwork, SharedVm, Vm, VmPlan},
+    saved::SavedMemory,
     verbs::forget_machine,
 };
 
@@ -89,7 +89,7 @@ pub async fn restore(
     version: &VersionFiles,
     files: &MicrovmFiles,
     device_state: &std::path::Path,
-    layer: Option<(PathBuf, Layer)>,
+    memory: Option<(PathBuf, SavedMemory)>,
 ) -> Result<Restored, LaunchError> {
     let platform = &*host.platform;
     let (version_files, driver, accel) = (version.clone(), host.config.driver, host.config.accel);
@@ -117,11 +117,11 @@ pub async fn restore(
             dir: files.vm_dir(),
             network: Arc::clone(&namespace),
         };
-        let pages = layer.map(|(file, layer)| ChangedPages {
+        let pages = memory.map(|(file, memory)| ChangedPages {
             file,
             touched: None,
             record: None,
-            apply: Box::new(move |write| Ok(layer.apply(&mut |offset, page| write(offset, page))?)),
+            apply: Box::new(move |write| Ok(memory.apply(&mut |offset, page| write(offset, page))?)),
         });
         platform.restore(&plan, device_state, pages).await.map_err(LaunchError::Restore)
     };

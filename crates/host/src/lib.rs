@@ -28,6 +28,7 @@ mod manifest;
 pub mod network;
 pub mod platform;
 mod reconcile;
+mod saved;
 mod stream;
 mod system;
 mod verbs;

@@ -16,6 +16,9 @@ use crate::{
 const VERSION_KIND: &str = "version";
 const SUSPENDED_KIND: &str = "suspended";
 
+/// Of a suspended microVM's files, the one that is not always there.
+const DELTA: &str = "memory.delta";
+
 /// A snapshot that must not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DamagedError {
@@ -83,18 +86,21 @@ pub fn write_version(files: &VersionFiles, size: Size, config: &HostConfig, plat
 pub fn write_suspended(files: &SuspendedFiles) -> io::Result<()> {
     let dir = files.dir();
     File::open(files.device_state())?.sync_all()?;
+    let delta = files.delta().exists().then_some((DELTA, false));
     let entries = [("device.state", true), ("memory.layer", false)]
         .into_iter()
+        .chain(delta)
         .map(|(name, summed)| FileEntry::of(dir, name, summed))
         .collect::<Result<_, _>>()
         .map_err(io::Error::other)?;
     Manifest::new(SUSPENDED_KIND, entries, serde_json::Value::Null).write(&files.manifest()).map_err(into_io)
 }
 
-/// Checks the files of a suspended microVM against their manifest; the layer checks itself.
-pub fn check_suspended(files: &SuspendedFiles) -> Result<(), DamagedError> {
+/// Checks the files of a suspended microVM against their manifest; layers check themselves. Is there a delta?
+pub fn check_suspended(files: &SuspendedFiles) -> Result<bool, DamagedError> {
     let manifest = read(&files.manifest(), SUSPENDED_KIND)?;
-    manifest.verify_files(files.dir()).map_err(DamagedError::Manifest)
+    manifest.verify_files(files.dir()).map_err(DamagedError::Manifest)?;
+    Ok(manifest.files.iter().any(|file| file.name == DELTA))
 }
 
 /// Keeps what a caller tells apart: a full disk.

@@ -17,17 +17,16 @@ use api::{
     host::{HostError, MicrovmSpec, SuspendReport},
     ids::VmId,
 };
-use snapshot::Layer;
 
 use crate::{
     capacity,
-    files::{self, MicrovmFiles, SuspendedFiles},
+    files::{self, MicrovmFiles},
     hooks::{self, HookFailure},
     launch::{self, LaunchError},
     local::LocalHost,
     machine::Machine,
     manifest,
-    platform::Platform,
+    saved::{self, SuspendError},
 };
 
 impl LocalHost {
@@ -107,7 +106,7 @@ impl LocalHost {
         }
         let saved = async {
             machine.vm.pause().await.map_err(SuspendError::Pause)?;
-            save(&*self.platform, &machine, &files).await
+            saved::save(&*self.platform, &machine, &files).await
         };
         let report = match saved.await {
             Ok(report) => report,
@@ -138,10 +137,10 @@ impl LocalHost {
             |error: &dyn std::error::Error| HostError::Unchanged { reason: reason_of("Not resumed", error) };
         capacity::check_launch(&*self.platform, &self.config.layout.data)?;
         let suspended = files.suspended();
-        let layer = open_suspended(&suspended).await.map_err(|error| unchanged(&error))?;
+        let memory = saved::open(&suspended).await.map_err(|error| unchanged(&error))?;
         let version = self.version_files(&spec.image);
         let state = suspended.device_state();
-        let restored = launch::restore(self, spec, &version, &files, &state, Some((suspended.layer(), layer)))
+        let restored = launch::restore(self, spec, &version, &files, &state, Some((suspended.layer(), memory)))
             .await
             .map_err(|error| unchanged(&error))?;
 
@@ -162,7 +161,7 @@ impl LocalHost {
             self.clear(&machine).await;
             return Err(lost(hook_reason("Resume", failure)));
         }
-        if let Err(error) = files::remove_dir(files.resumed().dir().clone()).await {
+        if let Err(error) = saved::retire(&files).await {
             tracing::warn!(microvm = %spec.microvm_id, %error, "cannot remove a used suspend snapshot");
         }
         Ok(self.admit(machine))
@@ -205,76 +204,8 @@ impl LocalHost {
     }
 }
 
-/// Why a suspend did not happen.
-#[derive(Debug, thiserror::Error)]
-enum SuspendError {
-    #[error("the VM could not be stopped")]
-    Pause(#[source] vmm::ControlError),
-    #[error("there is no room for the snapshot on this host's disk")]
-    Room,
-    #[error("the VM's state could not be saved")]
-    Vm(#[source] vmm::SaveError),
-    #[error("the memory it was resumed with cannot be read")]
-    Earlier(#[source] snapshot::ReadError),
-    #[error("the changed memory could not be saved")]
-    Layer(#[source] snapshot::WriteError),
-    #[error("the snapshot could not be put in place")]
-    File(#[source] io::Error),
-}
-
-/// Writes the snapshot of a VM that stands still; its last step makes it count.
-async fn save(platform: &dyn Platform, machine: &Machine, files: &MicrovmFiles) -> Result<SuspendReport, SuspendError> {
-    let fresh = files.suspending();
-    files::remove_dir(fresh.dir().clone()).await.map_err(SuspendError::File)?;
-    tokio::fs::create_dir(fresh.dir()).await.map_err(SuspendError::File)?;
-    let changes = machine.vm.snapshot_incremental(&fresh.device_state()).await.map_err(SuspendError::Vm)?;
-    let memory_bytes = u64::from(machine.spec.size.guest_memory_mib()) * 1024 * 1024;
-    let dirty_bytes = changes.bytes();
-    if !capacity::has_room(platform, fresh.dir(), dirty_bytes).map_err(SuspendError::File)? {
-        return Err(SuspendError::Room);
-    }
-    let report = blocking(move || {
-        if let Err(error) = write_changes(&fresh.layer(), memory_bytes, &changes) {
-            return Ok(Err(error));
-        }
-        let device_bytes = std::fs::metadata(fresh.device_state())?.len();
-        manifest::write_suspended(&fresh)?;
-        Ok(Ok(SuspendReport { memory_bytes: dirty_bytes, device_bytes }))
-    })
-    .await
-    .map_err(SuspendError::File)??;
-    rename_synced(files.suspending().dir(), files.suspended().dir(), files.dir()).await.map_err(SuspendError::File)?;
-    Ok(report)
-}
-
-/// Writes what changed since the version's snapshot, of whichever generation.
-fn write_changes(to: &Path, memory_bytes: u64, changes: &vmm::Changes) -> Result<(), SuspendError> {
-    let mut read = |offset: u64, page: &mut [u8]| changes.read(offset, page);
-    match changes.earlier() {
-        None => snapshot::write_layer(to, memory_bytes, changes.runs(), &mut read),
-        Some(earlier) => {
-            let earlier = snapshot::open_layer(earlier).map_err(SuspendError::Earlier)?;
-            let merged = snapshot::Merged::new(&earlier, changes.runs()).map_err(SuspendError::Earlier)?;
-            let mut read = |offset: u64, pages: &mut [u8]| merged.read(offset, pages, &mut read);
-            snapshot::write_layer(to, memory_bytes, &merged.runs(), &mut read)
-        }
-    }
-    .map(drop)
-    .map_err(SuspendError::Layer)
-}
-
-/// Checks a suspend snapshot, all of it, before anything is started from it.
-async fn open_suspended(files: &SuspendedFiles) -> Result<Layer, manifest::DamagedError> {
-    let (manifest_of, layer) = (SuspendedFiles::clone(files), files.layer());
-    let checked = tokio::task::spawn_blocking(move || {
-        manifest::check_suspended(&manifest_of)?;
-        snapshot::open_layer(&layer).map_err(manifest::DamagedError::Layer)
-    });
-    checked.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
-}
-
 /// Renames a directory and makes the rename last; one that does not last is taken back.
-async fn rename_synced(from: &Path, to: &Path, parent: &Path) -> io::Result<()> {
+pub async fn rename_synced(from: &Path, to: &Path, parent: &Path) -> io::Result<()> {
     let (from, to, parent) = (from.to_owned(), to.to_owned(), parent.to_owned());
     blocking(move || {
         let parent = std::fs::File::open(parent)?;

@@ -14,6 +14,7 @@ pub const TESTS: &[Test] = &[
     ("life::memory_and_files_survive_a_suspend_and_resume", resume),
     ("life::suspending_and_resuming_again_and_again_loses_nothing", again_and_again),
     ("life::a_suspend_writes_only_what_changed_and_frees_the_vm", suspend_writes_little),
+    ("life::a_second_suspend_writes_only_what_changed_since_the_first", second_suspend),
     ("life::two_microvms_of_one_image_do_not_see_each_others_writes", isolated),
     ("life::a_second_microvm_takes_at_most_20_mb_of_disk", second_is_small),
     ("life::twenty_requests_at_once_wake_it_once", one_wake),
@@ -92,6 +93,26 @@ fn suspend_writes_little(stage: &mut Stage) -> anyhow::Result<()> {
     stage.suspend(&microvm)?;
     let bytes = machine::bytes_on_disk(&stage.directory_of(&microvm.id));
     ensure!(bytes > 100 << 20, "100 MiB were written in the guest and only {bytes} bytes kept");
+    Ok(())
+}
+
+fn second_suspend(stage: &mut Stage) -> anyhow::Result<()> {
+    let microvm = stage.launch()?;
+    stage.fetch(&microvm, "/probe/dirty?mib=64")?;
+    let before = stage.fetch(&microvm, "/probe/ballast")?;
+    stage.suspend(&microvm)?;
+    let suspended = stage.directory_of(&microvm.id).join("suspended");
+    let bytes = |name: &str| Ok::<_, anyhow::Error>(std::fs::metadata(suspended.join(name))?.len());
+    let first = bytes("memory.layer")?;
+    for round in 1..=2 {
+        ensure!(stage.count(&microvm)? == round, "the counter was lost");
+        stage.suspend(&microvm)?;
+        let delta = bytes("memory.delta")?;
+        ensure!(delta < first / 3, "suspend {round} after the first wrote {delta} bytes, the first {first}");
+        ensure!(bytes("memory.layer")? == first, "the first suspend's memory was written again");
+    }
+    let after = stage.fetch(&microvm, "/probe/ballast")?;
+    ensure!(before == after, "memory was {before} and is {after}");
     Ok(())
 }
 
