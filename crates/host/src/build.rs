@@ -32,6 +32,7 @@ use crate::{
     machine::keep_console,
     manifest,
     platform::{Platform, SharedNetwork, SharedVm, VmPlan},
+    prefetch,
     verbs::{blocking, reason_of},
 };
 
@@ -203,6 +204,9 @@ impl LocalHost {
         let mut ender =
             Ender(Some((Arc::clone(&machine.vm), Arc::clone(&machine.namespace), Arc::clone(&self.platform))));
         let validated = hooks::call_until_ready(&*machine.namespace, port, "validate", timeout).await;
+        if validated.is_ok() {
+            prefetch::record(&*machine.vm, &self.version_files(&spec.image), spec.size).await;
+        }
         machine.over.cancel();
         ender.end().await;
         let _ = files::remove_dir(self.config.layout.log_dir(&clone.microvm_id)).await;

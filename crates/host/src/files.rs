@@ -48,6 +48,11 @@ impl VersionFiles {
         self.0.join("device.state")
     }
 
+    /// Which parts of the memory the first minutes of a microVM's life want; not always there, and only a hint.
+    pub fn touched(&self) -> PathBuf {
+        self.0.join("memory.touched")
+    }
+
     /// What the snapshot was made with; its presence makes the version whole.
     pub fn manifest(&self) -> PathBuf {
         self.0.join("snapshot.json")

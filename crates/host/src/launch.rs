@@ -20,6 +20,7 @@ use crate::{
     manifest::{self, DamagedError},
     network::NetworkError,
     platform::{Platform, SharedNetwork, SharedVm, Vm, VmPlan},
+    prefetch,
     saved::SavedMemory,
     verbs::forget_machine,
 };
@@ -97,6 +98,7 @@ pub async fn restore(
         .await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
         .map_err(LaunchError::Snapshot)?;
+    prefetch::start(version, spec.size);
     let vm_id = VmId::random();
     let namespace = platform.take_network(spec.egress).await.map_err(LaunchError::Network)?;
     let restored = async {

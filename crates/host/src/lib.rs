@@ -27,6 +27,7 @@ mod machine;
 mod manifest;
 pub mod network;
 pub mod platform;
+mod prefetch;
 mod reconcile;
 mod saved;
 mod stream;

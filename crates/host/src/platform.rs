@@ -5,6 +5,7 @@
 use std::{
     collections::HashSet,
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -51,6 +52,11 @@ pub trait Vm: Send + Sync + 'static {
 
     /// Saves what a paused VM has changed since it was restored.
     async fn snapshot_incremental(&self, state: &Path) -> Result<Changes, SaveError>;
+
+    /// The parts of its memory that have been looked at since it was restored: a hint for the next one.
+    async fn touched(&self) -> io::Result<Vec<Range<u64>>> {
+        Ok(Vec::new())
+    }
 
     /// What its serial console writes.
     async fn console(&self) -> Result<Console, ControlError>;

@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     io,
+    ops::Range,
     path::Path,
     sync::{Arc, Mutex},
     time::Duration,
@@ -141,6 +142,11 @@ impl Vm for vmm::Vm {
 
     async fn snapshot_incremental(&self, state: &Path) -> Result<Changes, SaveError> {
         vmm::Vm::snapshot_incremental(self, state).await
+    }
+
+    async fn touched(&self) -> io::Result<Vec<Range<u64>>> {
+        let memory = self.memory().map_err(io::Error::other)?;
+        blocking(move || memory.touched().map_err(io::Error::other)).await
     }
 
     async fn console(&self) -> Result<Console, ControlError> {

@@ -72,10 +72,20 @@ impl GuestMemory {
     /// Read from `pagemap`, 8 bytes a page: some milliseconds for a guest of 2 GiB. The `PAGEMAP_SCAN` call is a little
     /// faster, but Linux 6.18 was seen to answer with overlapping runs, and a page missed is a session lost.
     pub fn dirty(&self) -> Result<Vec<Range<u64>>, MemoryError> {
-        self.read_pagemap().map_err(|source| MemoryError::Scan { pid: self.pid, source })
+        self.pages(|entry| entry & (PRESENT | SWAPPED) != 0 && entry & FILE_BACKED == 0)
     }
 
-    fn read_pagemap(&self) -> io::Result<Vec<Range<u64>>> {
+    /// The pages that are mapped, changed or not: what the guest and its VMM have looked at, and a few neighbours of that
+    /// which the kernel mapped along. In the form of [`GuestMemory::dirty`].
+    pub fn touched(&self) -> Result<Vec<Range<u64>>, MemoryError> {
+        self.pages(|entry| entry & (PRESENT | SWAPPED) != 0)
+    }
+
+    fn pages(&self, wanted: impl Fn(u64) -> bool) -> Result<Vec<Range<u64>>, MemoryError> {
+        self.read_pagemap(wanted).map_err(|source| MemoryError::Scan { pid: self.pid, source })
+    }
+
+    fn read_pagemap(&self, wanted: impl Fn(u64) -> bool) -> io::Result<Vec<Range<u64>>> {
         let mut buffer = vec![0; (CHUNK_ENTRIES * ENTRY) as usize];
         let mut runs = Runs::default();
         for segment in &self.segments {
@@ -87,7 +97,7 @@ impl GuestMemory {
                 self.pagemap.read_exact_at(chunk, (segment.address / self.page + at) * ENTRY)?;
                 for (index, entry) in (at..).zip(chunk.as_chunks::<{ ENTRY as usize }>().0) {
                     let entry = u64::from_ne_bytes(*entry);
-                    if entry & (PRESENT | SWAPPED) != 0 && entry & FILE_BACKED == 0 {
+                    if wanted(entry) {
                         let start = segment.offset + index * self.page;
                         runs.add(start..start + self.page);
                     }
