@@ -8,11 +8,12 @@
 # OUTDIR/modules/        the modules a microVM needs, uncompressed, and `order`: their names in loading order
 # OUTDIR/kernel.version  its release, such as 6.1.0-56-cloud-amd64; written last, so it says that the rest is whole
 #
-# Nothing is done when OUTDIR already holds a kernel; remove OUTDIR to fetch a newer one.
+# Nothing is done when OUTDIR already holds a kernel with these modules; remove OUTDIR to fetch a newer one.
 set -euo pipefail
 
-# ext4 and the crc32c algorithm are built into the kernel. virtio_mmio is Firecracker's bus, virtio_pci QEMU's.
-readonly modules=(virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng overlay erofs)
+# ext4 and the crc32c algorithm are built into the kernel. virtio_mmio is Firecracker's bus, virtio_pci QEMU's; tcp_diag
+# is what ends TCP connections at a restore.
+readonly modules=(virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng overlay erofs tcp_diag)
 readonly suite=bookworm
 
 fail() { echo "guest-kernel: $*" >&2; exit 1; }
@@ -47,7 +48,9 @@ uncompress() {
 if [[ -s $out/kernel.version && -s $out/vmlinuz && ! -s $out/vmlinux && $(uname -m) == x86_64 ]]; then
   uncompress "$out/vmlinuz" "$out/vmlinux"
 fi
-if [[ -s $out/kernel.version && -s $out/vmlinuz && -s $out/modules/order ]]; then
+# `wanted` is what was asked for when the modules were ordered: a kernel that is there may lack one that is new here.
+if [[ -s $out/kernel.version && -s $out/vmlinuz && -s $out/modules/order && -s $out/modules/wanted &&
+  $(<"$out/modules/wanted") == "${modules[*]}" ]]; then
   say "$(<"$out/kernel.version") is already in $out"
   exit 0
 fi
@@ -109,6 +112,8 @@ for name in "${modules[@]}"; do
     echo "$plain" >>"$work/modules/order"
   done
 done
+
+echo "${modules[*]}" >"$work/modules/wanted"
 
 rm -rf "$out/modules"
 mv "$work/modules" "$out/modules"

@@ -16,9 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from flask import Blueprint, Response, jsonify, request
 
 from app import app
+from keepsakes import Call, Keepsakes
 
 BORN = uuid.uuid4().hex
-state = {"count": 0, "ballast": []}
+state = {"count": 0, "ballast": [], "calls": []}
+if "CALL" in os.environ:
+    state["calls"].append(Call(os.environ["CALL"]))
 counting = threading.Lock()
 probe = Blueprint("probe", __name__, url_prefix="/probe")
 
@@ -67,6 +70,22 @@ def connect():
     addresses = request.args.getlist("to")
     with ThreadPoolExecutor(len(addresses)) as pool:
         return jsonify(reached=[to for to, yes in zip(addresses, pool.map(reached, addresses)) if yes])
+
+
+@probe.get("/call")
+def call():
+    """Calls an address outside, if one is given, and waits there; how every call so far went."""
+    if "to" in request.args:
+        state["calls"].append(Call(request.args["to"]))
+    return jsonify(calls=[made.told() for made in state["calls"]])
+
+
+@probe.get("/keepsakes")
+def keepsakes():
+    """Makes them the first time; which of them are broken."""
+    if "keepsakes" not in state:
+        state["keepsakes"] = Keepsakes()
+    return jsonify(broken=state["keepsakes"].check(), pid=state["keepsakes"].pid)
 
 
 @probe.get("/clock")

@@ -47,9 +47,11 @@ impl Source {
         let example = Self::example("flask-counter")?;
         let dockerfile = example.text("Dockerfile").unwrap_or_default();
         // The last CMD counts; ENTRYPOINT is emptied with it.
-        let dockerfile = format!("{dockerfile}\nCOPY probe.py ./\nENTRYPOINT []\nCMD [\"python3\", \"probe.py\"]\n");
-        let probe = include_bytes!("../probe/probe.py");
-        Ok(example.with("Dockerfile", dockerfile.as_bytes()).with("probe.py", probe))
+        let dockerfile =
+            format!("{dockerfile}\nCOPY probe.py keepsakes.py ./\nENTRYPOINT []\nCMD [\"python3\", \"probe.py\"]\n");
+        let (probe, keepsakes) = (include_bytes!("../probe/probe.py"), include_bytes!("../probe/keepsakes.py"));
+        let source = example.with("Dockerfile", dockerfile.as_bytes());
+        Ok(source.with("probe.py", probe).with("keepsakes.py", keepsakes))
     }
 
     fn add(&mut self, directory: &Path, prefix: &str) -> anyhow::Result<()> {

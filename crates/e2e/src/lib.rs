@@ -13,6 +13,7 @@ pub mod image;
 pub mod machine;
 pub mod microvm;
 pub mod model;
+pub mod outside;
 pub mod server;
 pub mod stage;
 pub mod sweep;

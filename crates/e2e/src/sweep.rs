@@ -17,6 +17,9 @@ use crate::{machine, until};
 /// Directories that are not swept yet.
 static LEFT: Mutex<Vec<Ground>> = Mutex::new(Vec::new());
 
+/// Network namespaces of the tests' own, each with this machine's end of the link to it.
+static NAMESPACES: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
 /// What is swept.
 #[derive(Debug, Clone)]
 struct Ground {
@@ -35,9 +38,24 @@ pub(crate) fn sweep(work_dir: &Path) {
     sweep_where(|ground| ground.work_dir == work_dir);
 }
 
+/// Notes that this network namespace and this link will have to go.
+pub(crate) fn register_namespace(name: &str, link: &str) {
+    NAMESPACES.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_owned(), link.to_owned()));
+}
+
+/// Removes a network namespace that was registered. Connections may keep it for a while without a name, so its link goes
+/// first.
+pub(crate) fn namespace(name: &str, link: &str) {
+    NAMESPACES.lock().unwrap_or_else(PoisonError::into_inner).retain(|(known, _)| known != name);
+    run("ip", &["link", "delete", link]);
+    run("ip", &["netns", "delete", name]);
+}
+
 /// Sweeps everything. Tests leave through `exit`, which drops nothing.
 pub fn everything() {
     sweep_where(|_| true);
+    let left: Vec<_> = NAMESPACES.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    left.iter().for_each(|(name, link)| namespace(name, link));
 }
 
 // The list stays locked meanwhile: whoever comes second waits until the first is done, and may then end the process.

@@ -49,13 +49,16 @@ pub struct Request {
 pub enum RequestBody {
     /// Start the app; once per boot. Replied to with [`Reply::App`].
     Start(AppSpec),
-    /// The VM was just restored from a snapshot: set the clock, reseed the kernel's random pool, drop connections
-    /// of the life before. Replied to with [`Reply::App`].
+    /// The VM was just restored from a snapshot: set the clock, reseed the kernel's random pool, end the TCP
+    /// connections of the life before, the host's and those that lead out of the VM. Replied to with [`Reply::App`].
     Restored {
         /// Wall clock of the host, nanoseconds since the Unix epoch.
         unix_nanos: u64,
         /// 32 bytes of entropy, base64.
         seed: String,
+        /// The VM went on, and only its host is another: what leads out of it is as good as before.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        outbound_lives: bool,
     },
     /// A snapshot follows: write dirty file data to the scratch disk. Replied to with [`Reply::App`].
     Quiesce,

@@ -38,6 +38,10 @@ fn every_message_on_the_wire() {
     let request = |body| wire(&Request { id: 7, body });
     let reply = |reply| wire(&Message::Reply { id: 7, reply });
     let event = |event| wire(&Message::Event(event));
+    let restored = |outbound_lives| {
+        let (unix_nanos, seed) = (1_785_000_000_123_456_789, "AAEC".to_owned());
+        request(RequestBody::Restored { unix_nanos, seed, outbound_lives })
+    };
     let output = |stream| Event::Output { stream, data: "aGVsbG8K".to_owned() };
     let lines = [
         wire(&Open { generation: 1, purpose: Purpose::Control }),
@@ -45,7 +49,8 @@ fn every_message_on_the_wire() {
         wire(&Opened { generation: 1, error: None }),
         wire(&Opened { generation: 1, error: Some("nothing listens on port 8080".to_owned()) }),
         request(RequestBody::Start(app())),
-        request(RequestBody::Restored { unix_nanos: 1_785_000_000_123_456_789, seed: "AAEC".to_owned() }),
+        restored(false),
+        restored(true),
         request(RequestBody::Quiesce),
         request(RequestBody::Status),
         reply(Reply::App(AppStatus::NotStarted)),
@@ -63,6 +68,7 @@ fn every_message_on_the_wire() {
     {"generation":1,"error":"nothing listens on port 8080"}
     {"id":7,"body":{"start":{"argv":["python3","app.py"],"env":[["LANG","C.UTF-8"]],"cwd":"/srv","user":"app:staff","hostname":"localhost","all_capabilities":false,"nameservers":["169.254.100.1"]}}}
     {"id":7,"body":{"restored":{"unix_nanos":1785000000123456789,"seed":"AAEC"}}}
+    {"id":7,"body":{"restored":{"unix_nanos":1785000000123456789,"seed":"AAEC","outbound_lives":true}}}
     {"id":7,"body":"quiesce"}
     {"id":7,"body":"status"}
     {"reply":{"id":7,"reply":{"app":"not_started"}}}

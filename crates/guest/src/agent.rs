@@ -3,6 +3,7 @@
 use crate::app::{self, App};
 use crate::boot::{BootError, console};
 use crate::connections::{ConnectionId, Connections};
+use crate::outbound::Outbound;
 use crate::restored;
 use guest_protocol::{Reply, RequestBody};
 use std::fs::{File, OpenOptions};
@@ -19,6 +20,8 @@ pub(crate) struct Agent {
     app: Mutex<App>,
     /// Opened at boot: a restore has less to do.
     random: File,
+    /// Likewise.
+    outbound: Outbound,
     scratch: OwnedFd,
 }
 
@@ -36,6 +39,7 @@ impl Agent {
             news: Notify::new(),
             app: Mutex::new(App::default()),
             random,
+            outbound: Outbound::open().map_err(BootError::Outbound)?,
             scratch,
         })
     }
@@ -55,8 +59,8 @@ impl Agent {
                     Err(_) => Err("the start of the app was given up".to_owned()),
                 }
             }
-            RequestBody::Restored { unix_nanos, seed } => {
-                self.restored(from, unix_nanos, &seed).map_err(|error| console::chain(&error))
+            RequestBody::Restored { unix_nanos, seed, outbound_lives } => {
+                self.restored(from, unix_nanos, &seed, outbound_lives).map_err(|error| console::chain(&error))
             }
             // This holds up the whole agent, on purpose: the VM is about to be stopped, and a thread for one system
             // call would be the only second thread this process ever has.
@@ -72,9 +76,19 @@ impl Agent {
 
     /// In this order: nothing may read the old time or draw the old random numbers once the app's peers, which see
     /// their connections end, come to life.
-    fn restored(&self, from: ConnectionId, unix_nanos: u64, seed: &str) -> Result<(), restored::RestoredError> {
+    fn restored(
+        &self,
+        from: ConnectionId,
+        unix_nanos: u64,
+        seed: &str,
+        outbound_lives: bool,
+    ) -> Result<(), restored::RestoredError> {
         restored::set_clock(unix_nanos)?;
         restored::reseed(&self.random, seed)?;
+        if !outbound_lives && let Err(error) = self.outbound.abort() {
+            // They end all the same, later, when nobody answers; a session is not given up for that.
+            console::say(&format!("pilotlight-agent: connections of the life before stay: {}", console::chain(&error)));
+        }
         self.connections.drop_all_but(from);
         Ok(())
     }

@@ -18,6 +18,7 @@ mod app;
 mod boot;
 mod connections;
 mod control;
+mod outbound;
 mod output;
 mod restored;
 mod serve;

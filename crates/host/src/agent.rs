@@ -51,6 +51,15 @@ pub enum AgentError {
     },
 }
 
+/// What a guest is told of where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// It was restored from a snapshot: the world has gone on without it.
+    Begins,
+    /// It has been there all the time, and only its host is another.
+    GoesOn,
+}
+
 /// A control connection. Dropping it closes it.
 pub struct Agent {
     requests: mpsc::Sender<(RequestBody, oneshot::Sender<Reply>)>,
@@ -108,14 +117,16 @@ impl Agent {
         self.ask(RequestBody::Start(app)).await
     }
 
-    /// Makes a restored guest's clock right and its random numbers its own.
-    pub async fn restored(&self) -> Result<AppStatus, AgentError> {
+    /// Makes a guest's clock right and its random numbers its own; one that begins a new life loses its connections
+    /// to the outside.
+    pub async fn restored(&self, life: Life) -> Result<AppStatus, AgentError> {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
         let mut seed = [0u8; 32];
         rand::rng().fill_bytes(&mut seed);
         self.ask(RequestBody::Restored {
             unix_nanos: u64::try_from(since_epoch.as_nanos()).expect("the clock is before 2554"),
             seed: STANDARD.encode(seed),
+            outbound_lives: life == Life::GoesOn,
         })
         .await
     }

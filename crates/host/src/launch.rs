@@ -11,7 +11,7 @@ use api::{host::MicrovmSpec, ids::VmId};
 use vmm::{Accel, ChangedPages, MemoryBacking};
 
 use crate::{
-    agent::{Agent, AgentError},
+    agent::{Agent, AgentError, Life},
     config::HostConfig,
     files::{MachineRecord, MicrovmFiles, VersionFiles},
     local::LocalHost,
@@ -146,6 +146,7 @@ impl Restored {
         platform: &dyn Platform,
         spec: &MicrovmSpec,
         files: &MicrovmFiles,
+        life: Life,
     ) -> Result<Machine, LaunchError> {
         let console_path = config.layout.console_log(&spec.microvm_id);
         let going = async {
@@ -153,7 +154,7 @@ impl Restored {
                 .and_then(|log| Ok((log, keep_console(Arc::clone(&self.vm), &console_path)?)))
                 .map_err(|source| LaunchError::File { what: "open the microVM's logs", source })?;
             self.vm.resume().await.map_err(LaunchError::Resume)?;
-            let agent = self.greet(&app_log).await?;
+            let agent = self.greet(&app_log, life).await?;
             Ok((agent, app_log, console))
         };
         match going.await {
@@ -167,14 +168,14 @@ impl Restored {
         }
     }
 
-    /// Connects to the agent and tells it that it was restored. Patiently: on a machine with too much to do a guest may
+    /// Connects to the agent and tells it where it is. Patiently: on a machine with too much to do a guest may
     /// need long, and giving it up would cost a session.
-    async fn greet(&self, app_log: &Arc<Mutex<BoundedLog>>) -> Result<Agent, LaunchError> {
+    async fn greet(&self, app_log: &Arc<Mutex<BoundedLog>>, life: Life) -> Result<Agent, LaunchError> {
         let attempts = async {
             loop {
                 let greeted = async {
                     let agent = Agent::connect(&*self.namespace, Arc::clone(app_log)).await?;
-                    agent.restored().await?;
+                    agent.restored(life).await?;
                     Ok::<_, AgentError>(agent)
                 };
                 match greeted.await {
@@ -208,9 +209,10 @@ pub async fn adopt(
     files: &MicrovmFiles,
     vm: SharedVm,
     record: &MachineRecord,
+    life: Life,
 ) -> Result<Machine, LaunchError> {
     let namespace = platform.adopt_network(&record.namespace).map_err(LaunchError::Network)?;
-    Restored { vm, namespace, vm_id: record.vm_id }.set_going(config, platform, spec, files).await
+    Restored { vm, namespace, vm_id: record.vm_id }.set_going(config, platform, spec, files, life).await
 }
 
 fn open_logs(config: &HostConfig, spec: &MicrovmSpec) -> io::Result<Arc<Mutex<BoundedLog>>> {

@@ -9,6 +9,7 @@ use api::{
 };
 
 use crate::{
+    agent::Life,
     files::{self, MicrovmFiles},
     launch,
     local::LocalHost,
@@ -99,15 +100,20 @@ impl LocalHost {
             launch::end_vm(&*vm).await;
             return Err("its record cannot be read".to_owned());
         };
-        // A half-written suspend snapshot is of no use: the VM still has everything.
-        for dir in [files.suspending(), files.resumed()] {
-            if let Err(error) = files::remove_dir(dir.dir().clone()).await {
+        let remove = async |dir: &Path| {
+            if let Err(error) = files::remove_dir(dir.to_owned()).await {
                 tracing::warn!(microvm = %spec.microvm_id, %error, "cannot remove a half suspend snapshot");
             }
-        }
-        launch::adopt(&self.config, &*self.platform, spec, files, vm, &record)
+        };
+        // A half-written suspend snapshot is of no use: the VM still has everything.
+        remove(files.suspending().dir()).await;
+        // A used one is removed when its resume is complete; this one may not even have told the guest.
+        let life = if files.resumed().dir().exists() { Life::Begins } else { Life::GoesOn };
+        let machine = launch::adopt(&self.config, &*self.platform, spec, files, vm, &record, life)
             .await
-            .map_err(|error| reason_of("it does not answer", &error))
+            .map_err(|error| reason_of("it does not answer", &error))?;
+        remove(files.resumed().dir()).await;
+        Ok(machine)
     }
 
     async fn remove_unknown_files(&self, microvms: HashSet<String>, images: &[ImageRef]) -> io::Result<()> {

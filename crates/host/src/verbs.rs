@@ -19,6 +19,7 @@ use api::{
 };
 
 use crate::{
+    agent::Life,
     capacity,
     files::{self, MicrovmFiles},
     hooks::{self, HookFailure},
@@ -65,7 +66,8 @@ impl LocalHost {
 
         let restored =
             launch::restore(self, spec, &version, files, &version.device_state(), None).await.map_err(lost)?;
-        let machine = restored.set_going(&self.config, &*self.platform, spec, files).await.map_err(lost)?;
+        let machine =
+            restored.set_going(&self.config, &*self.platform, spec, files, Life::Begins).await.map_err(lost)?;
         let launched = async {
             if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.run) {
                 let mut body = serde_json::json!({ "microvmId": spec.microvm_id });
@@ -152,7 +154,7 @@ impl LocalHost {
         // From here on the snapshot is history: the guest runs and its disk changes.
         let lost = |reason| HostError::Lost { reason };
         let machine = restored
-            .set_going(&self.config, &*self.platform, spec, &files)
+            .set_going(&self.config, &*self.platform, spec, &files, Life::Begins)
             .await
             .map_err(|error| lost(reason_of("The microVM could not be resumed", &error)))?;
         if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.resume)

@@ -12,6 +12,7 @@ mod hostile;
 mod images;
 mod isolation;
 mod life;
+mod restores;
 mod survival;
 mod tags;
 mod versions;
@@ -38,6 +39,7 @@ pub fn trials() -> Vec<Trial> {
         versions::TESTS,
         connectors::TESTS,
         life::TESTS,
+        restores::TESTS,
         hooks::TESTS,
         isolation::TESTS,
         hostile::TESTS,

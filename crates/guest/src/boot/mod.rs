@@ -56,6 +56,9 @@ pub(crate) enum BootError {
     /// The limit on open files could not be raised.
     #[error("cannot raise the limit on open files")]
     Limit(#[source] io::Error),
+    /// There is no way to end connections at a restore.
+    #[error("cannot prepare for a restore")]
+    Outbound(#[source] crate::outbound::OutboundError),
     /// The event loop could not be made.
     #[error("cannot start the event loop")]
     Runtime(#[source] io::Error),
