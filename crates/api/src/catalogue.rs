@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 
-use crate::{arn::ParseArnError, error::ServiceError, size::Size};
+use crate::{arn::ParseArnError, error::ServiceError, images::Architecture, size::Size};
 
 fn validation(message: impl Into<String>) -> ServiceError {
     ServiceError::Validation { message: message.into() }
@@ -127,11 +127,27 @@ pub fn impossible_environment(name: &str) -> ServiceError {
 
 /// An architecture this machine's processors do not have. Not recorded: the service has both.
 #[must_use]
-pub fn unsupported_architecture(asked: impl Display, host: impl Display) -> ServiceError {
+pub fn unsupported_architecture(asked: Architecture, host: &[Architecture]) -> ServiceError {
     validation(format!(
         "The architecture {asked} in cpuConfigurations is not supported by this installation. Supported architectures \
-         are: [{host}]."
+         are: [{}].",
+        listed(host)
     ))
+}
+
+/// A version that was built on another machine. Not recorded: the service has every architecture.
+#[must_use]
+pub fn version_for_other_hosts(arn: impl Display, built: &[Architecture], host: &[Architecture]) -> ServiceError {
+    validation(format!(
+        "The version of MicroVM image {arn} is built for [{}], and this installation runs [{}]: update the image with \
+         one of those in cpuConfigurations",
+        listed(built),
+        listed(host)
+    ))
+}
+
+fn listed(architectures: &[Architecture]) -> String {
+    architectures.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// A key of the caller's own to encrypt with. Not recorded: the service has them. Taking one and encrypting nothing with

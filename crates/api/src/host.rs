@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     hooks::HookPlan,
     ids::{BuildId, ImageId, ImageVersion, MicrovmId, VmId},
+    images::Architecture,
     size::Size,
 };
 
@@ -48,6 +49,10 @@ pub struct BuildSpec {
     pub image: ImageRef,
     /// This attempt.
     pub build_id: BuildId,
+    /// What it is for.
+    pub architecture: Architecture,
+    /// Whether the version has other builds too, of which each has a directory of its own.
+    pub one_of_several: bool,
     /// Names for the app.
     pub labels: ImageLabels,
     /// Bucket of the zip.
@@ -64,6 +69,14 @@ pub struct BuildSpec {
     pub all_capabilities: bool,
     /// Where the packets of the VM may go that the snapshot is taken of.
     pub egress: Egress,
+}
+
+impl BuildSpec {
+    /// What tells its files from those of the version's other builds, if it has any.
+    #[must_use]
+    pub fn among(&self) -> Option<Architecture> {
+        self.one_of_several.then_some(self.architecture)
+    }
 }
 
 /// What a successful build weighs.
@@ -94,6 +107,9 @@ pub struct MicrovmSpec {
     pub microvm_id: MicrovmId,
     /// The version it is launched from.
     pub image: ImageRef,
+    /// Which of the version's builds, if it has several. Records of before there could be several have none.
+    #[serde(default)]
+    pub architecture: Option<Architecture>,
     /// Its size.
     pub size: Size,
     /// Its hooks.
@@ -165,10 +181,15 @@ pub enum HostEvent {
 /// A host, as control sees it. All verbs but `build` are called one at a time per microVM; each is safe to repeat.
 #[async_trait::async_trait]
 pub trait Host: Send + Sync + 'static {
-    /// Makes an image version. Dropping the future cancels the build and removes what it made.
+    /// What it can build for and run: one at least. The first is what an image is built for that asks for none, and what
+    /// a microVM is launched for if its version is built for it.
+    fn architectures(&self) -> Vec<Architecture>;
+
+    /// Makes an image version, or one of several builds of it. Dropping the future cancels the build and removes what it
+    /// made.
     async fn build(&self, spec: BuildSpec) -> Result<BuildReport, BuildFailure>;
 
-    /// Removes everything of a version; absent is fine.
+    /// Removes everything of a version, whatever it was built for; absent is fine.
     async fn remove_image(&self, image: &ImageRef) -> Result<(), HostError>;
 
     /// Is there room for one more of this size, beside so many that are being launched? Asked before a launch is
@@ -249,6 +270,14 @@ impl Layout {
     #[must_use]
     pub fn version_dir(&self, image: &ImageRef) -> PathBuf {
         self.data.join("images").join(image.image_id.to_string()).join(image.version.to_string())
+    }
+
+    /// The files of one build of a version: right in the version's directory if it is the only one, beneath it if it is
+    /// one among several.
+    #[must_use]
+    pub fn build_files_dir(&self, image: &ImageRef, among: Option<Architecture>) -> PathBuf {
+        let version = self.version_dir(image);
+        among.map_or_else(|| version.clone(), |architecture| version.join(architecture.to_string()))
     }
 
     /// The log of a build; kept when the build fails.

@@ -26,14 +26,18 @@ fn with(mut body: Value, changes: Value) -> Input {
     Input::new(path, [], body.to_string().as_bytes()).unwrap()
 }
 
-fn image(changes: Value) -> Result<ImagePlan, ServiceError> {
+fn create(changes: Value) -> CreateMicrovmImageRequest {
     let body = json!({
         "name": "shop",
         "baseImageArn": BASE,
         "buildRoleArn": "arn:aws:iam::123456789012:role/build",
         "codeArtifact": { "uri": "s3://code/shop.zip" },
     });
-    CreateMicrovmImageRequest::from_input(&with(body, changes)).unwrap().version.plan(REGION, Architecture::X86_64)
+    CreateMicrovmImageRequest::from_input(&with(body, changes)).unwrap()
+}
+
+fn image(changes: Value) -> Result<ImagePlan, ServiceError> {
+    create(changes).version.plan(REGION, &[Architecture::X86_64])
 }
 
 fn run(changes: Value) -> Result<RunPlan, ServiceError> {
@@ -57,8 +61,8 @@ fn refused<T: std::fmt::Debug>(result: Result<T, ServiceError>, message: &str) {
 fn an_image_that_asks_for_nothing_gets_the_defaults() {
     let plan = image(json!({})).unwrap();
     assert_eq!(
-        (plan.size, plan.architecture, plan.egress),
-        (Size::DEFAULT, Architecture::X86_64, EgressConnector::Managed(ManagedConnector::InternetEgress))
+        (plan.size, plan.architectures, plan.egress),
+        (Size::DEFAULT, vec![Architecture::X86_64], EgressConnector::Managed(ManagedConnector::InternetEgress))
     );
     assert_eq!((plan.artifact.bucket.as_str(), plan.artifact.key.as_str()), ("code", "shop.zip"));
     assert_eq!(plan.hooks, api::hooks::HookPlan::default());
@@ -147,11 +151,20 @@ fn the_base_image_is_the_managed_one_in_either_spelling() {
 }
 
 #[test]
-fn the_architecture_is_the_hosts() {
-    let asked = |name: &str| image(json!({ "cpuConfigurations": [{ "architecture": name }] }));
-    assert_eq!(asked("X86_64").unwrap().architecture, Architecture::X86_64);
-    let message = asked("ARM_64").unwrap_err().to_string();
-    assert!(message.contains("ARM_64 in cpuConfigurations"), "{message}");
+fn architectures_are_a_set_of_those_of_the_host() {
+    use Architecture::{Arm64, X86_64};
+    let asked = |names: &[&str], host: &[Architecture]| {
+        let named: Vec<_> = names.iter().map(|name| json!({ "architecture": name })).collect();
+        let request = create(json!({ "cpuConfigurations": named }));
+        request.version.plan(REGION, host).map(|plan| plan.architectures)
+    };
+    assert_eq!(asked(&[], &[Arm64, X86_64]), Ok(vec![Arm64]));
+    assert_eq!(asked(&["X86_64"], &[Arm64, X86_64]), Ok(vec![X86_64]));
+    assert_eq!(asked(&["X86_64", "ARM_64", "X86_64"], &[Arm64, X86_64]), Ok(vec![X86_64, Arm64]));
+    let message = asked(&["X86_64", "ARM_64"], &[X86_64]).unwrap_err().to_string();
+    let sentence = "The architecture ARM_64 in cpuConfigurations is not supported by this installation. Supported \
+                    architectures are: [X86_64].";
+    assert_eq!(message, sentence);
 }
 
 #[test]

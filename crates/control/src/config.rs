@@ -14,7 +14,7 @@ pub struct Quotas {
     pub images: u32,
     /// Versions of one image, those being removed included.
     pub versions_per_image: u32,
-    /// Builds that have not ended, waiting ones included.
+    /// Versions whose builds have not all ended, waiting ones included.
     pub builds: u32,
     /// Network connectors, those being deleted included.
     pub connectors: u32,

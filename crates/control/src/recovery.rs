@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::{
     connectors::{self, activate, delete::Leaving},
-    images::{build, delete, state as image_state},
+    images::{build, delete},
     microvms::{
         self,
         driver::REASON_SUCCESS,
@@ -42,16 +42,16 @@ pub(crate) enum RecoverError {
 
 /// Compares, repairs, and starts everything that has a task of its own.
 pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), RecoverError> {
-    let (records, built) = {
+    // First, as it decides what of a version that has several builds is worth keeping.
+    fail_interrupted_builds(shared).await?;
+    let (records, kept) = {
         let mut connection = shared.store.read().await?;
-        (microvm_rows::all(&mut connection).await?, image_rows::built(&mut connection).await?)
+        (microvm_rows::all(&mut connection).await?, image_rows::kept(&mut connection).await?)
     };
     let specs: Vec<_> =
         records.iter().filter(|it| it.fate.state != State::Terminated).map(|it| it.spec.clone()).collect();
-    let found = shared.host.reconcile(&specs, &built).await.map_err(RecoverError::Host)?;
+    let found = shared.host.reconcile(&specs, &kept).await.map_err(RecoverError::Host)?;
     let found: HashMap<MicrovmId, Found> = found.into_iter().collect();
-
-    fail_interrupted_builds(shared).await?;
     for record in records {
         recover_microvm(shared, record, &found).await?;
     }
@@ -97,10 +97,9 @@ async fn fail_interrupted_builds(shared: &Arc<Shared>) -> Result<(), StoreError>
         // One that was waiting for its turn has lost nothing, and waits again.
         if build.state == BuildState::InProgress {
             warn!(build = %build.id, "the build was interrupted by a restart");
-            let (state, status) = image_state::after_build(false);
-            build.state = state;
+            build.state = BuildState::Failed;
             build.outcome.reason = Some(REASON_INTERRUPTED.to_owned());
-            build::record_end(&mut transaction, &build, status, now).await?;
+            build::record(&mut transaction, &build, now).await?;
         }
     }
     commit(transaction).await

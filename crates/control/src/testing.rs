@@ -1,20 +1,15 @@
-//! A host for control's own tests, whose every answer is chosen by the test.
+//! What control's own tests work with: control over a host whose every answer is chosen by the test.
 
-use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+mod host;
+
+use std::{sync::Arc, time::Duration};
 
 use api::{
     arn::ImageArn,
     error::ServiceError,
     hooks::HookPlan,
-    host::{
-        BuildFailure, BuildReport, BuildSpec, Egress, Found, Host, HostError, HostEvent, ImageRef, MicrovmSpec,
-        SuspendReport,
-    },
-    ids::{EndpointId, ImageId, ImageVersion, MicrovmId, VmId},
+    host::{Egress, HostError, ImageRef, MicrovmSpec},
+    ids::{EndpointId, ImageId, ImageVersion, MicrovmId},
     images::{
         CodeArtifact, CreateMicrovmImageRequest, CreateMicrovmImageResponse, DeleteMicrovmImageRequest,
         DeleteMicrovmImageResponse, DeleteMicrovmImageVersionRequest, DeleteMicrovmImageVersionResponse,
@@ -31,8 +26,8 @@ use api::{
     size::Size,
     token::TokenKey,
 };
-use tokio::sync::{mpsc, watch};
 
+pub(crate) use self::host::{Call, TestHost};
 use crate::{
     Control, ControlConfig,
     auth::Caller,
@@ -47,6 +42,7 @@ pub(crate) fn record() -> Record {
         spec: MicrovmSpec {
             microvm_id: MicrovmId::random(),
             image: ImageRef { image_id: ImageId::random(), version: ImageVersion::FIRST },
+            architecture: None,
             size: Size::DEFAULT,
             hooks: HookPlan::default(),
             run_hook_payload: None,
@@ -63,248 +59,6 @@ pub(crate) fn record() -> Record {
         },
         started_at: 0,
         fate: Fate::pending(),
-    }
-}
-
-/// What a host can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Call {
-    Build,
-    RemoveImage,
-    Room,
-    Run,
-    Suspend,
-    Resume,
-    Terminate,
-}
-
-#[derive(Default)]
-struct World {
-    vms: HashMap<MicrovmId, Found>,
-    busy: HashSet<MicrovmId>,
-    calls: Vec<(Call, Option<MicrovmId>)>,
-    failures: HashMap<Call, VecDeque<HostError>>,
-    broken_rules: Vec<String>,
-    images: HashSet<ImageRef>,
-    egress: HashMap<MicrovmId, Egress>,
-}
-
-/// A pretend host: a map of what there is, failures that the test queues up, and calls that the test holds back.
-pub(crate) struct TestHost {
-    world: Mutex<World>,
-    held: watch::Sender<HashSet<Call>>,
-    events: (mpsc::UnboundedSender<HostEvent>, tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>),
-}
-
-struct Busy<'a>(&'a TestHost, MicrovmId);
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        self.0.world().busy.remove(&self.1);
-    }
-}
-
-impl TestHost {
-    pub(crate) fn new() -> Arc<Self> {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        Arc::new(Self {
-            world: Mutex::default(),
-            held: watch::Sender::default(),
-            events: (sender, tokio::sync::Mutex::new(receiver)),
-        })
-    }
-
-    fn world(&self) -> MutexGuard<'_, World> {
-        self.world.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next call of this kind fails so.
-    pub(crate) fn fail(&self, call: Call, error: HostError) {
-        self.world().failures.entry(call).or_default().push_back(error);
-    }
-
-    /// Calls of this kind, also those already begun, do not return until released.
-    pub(crate) fn hold(&self, call: Call) {
-        self.held.send_modify(|held| {
-            held.insert(call);
-        });
-    }
-
-    pub(crate) fn release(&self, call: Call) {
-        self.held.send_modify(|held| {
-            held.remove(&call);
-        });
-    }
-
-    pub(crate) fn count(&self, call: Call) -> usize {
-        self.world().calls.iter().filter(|(it, _)| *it == call).count()
-    }
-
-    pub(crate) fn terminated(&self, id: &MicrovmId) -> bool {
-        self.world().calls.contains(&(Call::Terminate, Some(*id)))
-    }
-
-    pub(crate) fn vm(&self, id: &MicrovmId) -> Found {
-        self.world().vms.get(id).copied().unwrap_or(Found::Nothing)
-    }
-
-    /// As if something had happened while the daemon was down.
-    pub(crate) fn set(&self, id: &MicrovmId, found: Found) {
-        self.world().vms.insert(*id, found);
-    }
-
-    /// Where the packets of a microVM may go, as the host was told.
-    pub(crate) fn egress(&self, id: &MicrovmId) -> Option<Egress> {
-        self.world().egress.get(id).copied()
-    }
-
-    pub(crate) fn has_image(&self, image: &ImageRef) -> bool {
-        self.world().images.contains(image)
-    }
-
-    /// How many image versions it has.
-    pub(crate) fn images(&self) -> usize {
-        self.world().images.len()
-    }
-
-    /// Forgets the failures that were still to come.
-    pub(crate) fn forgive(&self) {
-        self.world().failures.clear();
-    }
-
-    /// A VM ends by itself.
-    pub(crate) fn crash(&self, microvm_id: &MicrovmId, reason: &str) {
-        let Found::Running(vm_id) = self.vm(microvm_id) else { panic!("it does not run") };
-        self.world().vms.remove(microvm_id);
-        self.report(microvm_id, vm_id, reason);
-    }
-
-    pub(crate) fn report(&self, microvm_id: &MicrovmId, vm_id: VmId, reason: &str) {
-        let event = HostEvent::Ended { microvm_id: *microvm_id, vm_id, reason: reason.into() };
-        self.events.0.send(event).expect("the host lives");
-    }
-
-    /// Rules of the contract that control broke.
-    pub(crate) fn broken_rules(&self) -> Vec<String> {
-        self.world().broken_rules.clone()
-    }
-
-    async fn gate(&self, call: Call) {
-        self.held.subscribe().wait_for(|held| !held.contains(&call)).await.expect("the host lives");
-    }
-
-    async fn verb(&self, call: Call, id: MicrovmId) -> Result<(), HostError> {
-        let _busy = {
-            let mut world = self.world();
-            world.calls.push((call, Some(id)));
-            if !world.busy.insert(id) {
-                world.broken_rules.push(format!("{call:?} while another verb was in progress"));
-            }
-            let state = world.vms.get(&id).copied().unwrap_or(Found::Nothing);
-            let sensible = match call {
-                Call::Run => state == Found::Nothing,
-                Call::Suspend => matches!(state, Found::Running(_)),
-                Call::Resume => state == Found::Suspended,
-                Call::Terminate | Call::Build | Call::RemoveImage | Call::Room => true,
-            };
-            // A VM may end before control can know.
-            if !sensible && state != Found::Nothing {
-                world.broken_rules.push(format!("{call:?} of a microVM that is {state:?}"));
-            }
-            Busy(self, id)
-        };
-        self.gate(call).await;
-        let mut world = self.world();
-        if let Some(error) = world.failures.get_mut(&call).and_then(VecDeque::pop_front) {
-            if matches!(error, HostError::Lost { .. }) {
-                world.vms.remove(&id);
-            }
-            return Err(error);
-        }
-        match call {
-            Call::Run | Call::Resume => world.vms.insert(id, Found::Running(VmId::random())),
-            Call::Suspend => world.vms.insert(id, Found::Suspended),
-            Call::Terminate | Call::Build | Call::RemoveImage | Call::Room => world.vms.remove(&id),
-        };
-        Ok(())
-    }
-
-    fn vm_id(&self, id: &MicrovmId) -> VmId {
-        match self.vm(id) {
-            Found::Running(vm_id) => vm_id,
-            Found::Suspended | Found::Nothing => VmId::random(),
-        }
-    }
-}
-
-#[async_trait::async_trait]
-impl Host for TestHost {
-    async fn build(&self, spec: BuildSpec) -> Result<BuildReport, BuildFailure> {
-        self.world().calls.push((Call::Build, None));
-        self.gate(Call::Build).await;
-        let mut world = self.world();
-        if let Some(error) = world.failures.get_mut(&Call::Build).and_then(VecDeque::pop_front) {
-            return Err(BuildFailure { reason: error.to_string(), code_install_bytes: Some(3) });
-        }
-        world.images.insert(spec.image);
-        Ok(BuildReport { memory_snapshot_bytes: 1, code_install_bytes: 2, disk_snapshot_bytes: 4 })
-    }
-
-    async fn remove_image(&self, image: &ImageRef) -> Result<(), HostError> {
-        self.world().calls.push((Call::RemoveImage, None));
-        self.gate(Call::RemoveImage).await;
-        let mut world = self.world();
-        if let Some(error) = world.failures.get_mut(&Call::RemoveImage).and_then(VecDeque::pop_front) {
-            return Err(error);
-        }
-        world.images.remove(image);
-        Ok(())
-    }
-
-    async fn room_for(&self, _: Size, _: u32) -> Result<(), HostError> {
-        let mut world = self.world();
-        world.failures.get_mut(&Call::Room).and_then(VecDeque::pop_front).map_or(Ok(()), Err)
-    }
-
-    async fn run(&self, spec: &MicrovmSpec) -> Result<VmId, HostError> {
-        self.world().egress.insert(spec.microvm_id, spec.egress);
-        self.verb(Call::Run, spec.microvm_id).await?;
-        Ok(self.vm_id(&spec.microvm_id))
-    }
-
-    async fn suspend(&self, spec: &MicrovmSpec) -> Result<SuspendReport, HostError> {
-        self.verb(Call::Suspend, spec.microvm_id).await?;
-        Ok(SuspendReport { memory_bytes: 1, device_bytes: 1 })
-    }
-
-    async fn resume(&self, spec: &MicrovmSpec) -> Result<VmId, HostError> {
-        self.verb(Call::Resume, spec.microvm_id).await?;
-        Ok(self.vm_id(&spec.microvm_id))
-    }
-
-    async fn terminate(&self, spec: &MicrovmSpec) -> Result<(), HostError> {
-        self.verb(Call::Terminate, spec.microvm_id).await
-    }
-
-    async fn reconcile(
-        &self,
-        microvms: &[MicrovmSpec],
-        images: &[ImageRef],
-    ) -> Result<Vec<(MicrovmId, Found)>, HostError> {
-        let mut world = self.world();
-        world.vms.retain(|id, _| microvms.iter().any(|spec| spec.microvm_id == *id));
-        world.images.retain(|image| images.contains(image));
-        Ok(microvms
-            .iter()
-            .map(|spec| (spec.microvm_id, world.vms.get(&spec.microvm_id).copied().unwrap_or(Found::Nothing)))
-            .collect())
-    }
-
-    async fn next_event(&self) -> HostEvent {
-        match self.events.1.lock().await.recv().await {
-            Some(event) => event,
-            None => std::future::pending().await,
-        }
     }
 }
 

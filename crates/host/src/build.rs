@@ -14,6 +14,7 @@ use std::{
 use api::{
     host::{BuildFailure, BuildReport, BuildSpec, MicrovmSpec},
     ids::MicrovmId,
+    images::Architecture,
 };
 use builder::{ImageConfig, Job};
 use guest_protocol::{AppSpec, AppStatus, Purpose};
@@ -61,6 +62,11 @@ const DISK_FULL_BELOW_BYTES: u64 = 1024 * 1024;
 
 impl LocalHost {
     pub(crate) async fn build_image(&self, spec: BuildSpec) -> Result<BuildReport, BuildFailure> {
+        // Asked for on another machine, from which the data directory came here.
+        if spec.architecture != Architecture::HOST {
+            let (asked, here) = (spec.architecture, Architecture::HOST);
+            return Err(failure(format!("INTERNAL_PLATFORM_ERROR: this host builds for {here} only, not for {asked}")));
+        }
         let work = WorkDir(self.config.layout.build_dir(&spec.build_id));
         let result = self.build_in(&spec, &work.0).await;
         if let Err(failure) = &result {
@@ -112,7 +118,7 @@ impl LocalHost {
         if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.validate)
             && let Err(failure) = self.validate(spec, port, timeout, work).await
         {
-            let _ = self.remove_image_files(&spec.image).await;
+            let _ = files::remove_dir(self.config.layout.build_files_dir(&spec.image, spec.among())).await;
             return Err(with_size(failure));
         }
         self.log(spec, "the image version is ready\n");
@@ -191,6 +197,7 @@ impl LocalHost {
         let clone = MicrovmSpec {
             microvm_id: MicrovmId::random(),
             image: spec.image.clone(),
+            architecture: spec.among(),
             size: spec.size,
             hooks: api::hooks::HookPlan::default(),
             run_hook_payload: None,
@@ -205,7 +212,7 @@ impl LocalHost {
             Ender(Some((Arc::clone(&machine.vm), Arc::clone(&machine.namespace), Arc::clone(&self.platform))));
         let validated = hooks::call_until_ready(&*machine.namespace, port, "validate", timeout).await;
         if validated.is_ok() {
-            prefetch::record(&*machine.vm, &self.version_files(&spec.image), spec.size).await;
+            prefetch::record(&*machine.vm, &self.version_files(&spec.image, spec.among()), spec.size).await;
         }
         machine.over.cancel();
         ender.end().await;
@@ -214,10 +221,10 @@ impl LocalHost {
     }
 
     async fn put_in_place(&self, spec: &BuildSpec, version: &VersionFiles) -> Result<(), BuildFailure> {
-        let to = self.config.layout.version_dir(&spec.image);
+        let to = self.config.layout.build_files_dir(&spec.image, spec.among());
         let from = version.dir().clone();
         blocking(move || {
-            let parent = to.parent().expect("a version is in its image's directory");
+            let parent = to.parent().expect("a build is in the directory of its image or version");
             std::fs::create_dir_all(parent)?;
             std::fs::rename(&from, &to)?;
             std::fs::File::open(parent)?.sync_all()

@@ -3,22 +3,17 @@
 use std::{io, path::PathBuf};
 
 use api::{
-    host::{ImageRef, Layout},
+    host::Layout,
     ids::{MicrovmId, VmId},
 };
 use serde::{Deserialize, Serialize};
 
-/// The directory of an image version: what every microVM of it is launched from. Never changed once it is there.
+/// The directory of a build of an image version: what microVMs are launched from. Never changed once it is there.
 #[derive(Clone)]
 pub struct VersionFiles(PathBuf);
 
 impl VersionFiles {
-    /// The directory of a finished version.
-    pub fn of(layout: &Layout, image: &ImageRef) -> Self {
-        Self(layout.version_dir(image))
-    }
-
-    /// A directory that is not in place yet.
+    /// The files in this directory, in place or not yet.
     pub fn at(dir: PathBuf) -> Self {
         Self(dir)
     }

@@ -11,6 +11,7 @@ use api::{
         BuildFailure, BuildReport, BuildSpec, Found, Host, HostError, HostEvent, ImageRef, MicrovmSpec, SuspendReport,
     },
     ids::{MicrovmId, VmId},
+    images::Architecture,
     size::Size,
 };
 use guest_protocol::Purpose;
@@ -74,8 +75,9 @@ impl LocalHost {
         self.platform.stop().await;
     }
 
-    pub(crate) fn version_files(&self, image: &ImageRef) -> VersionFiles {
-        VersionFiles::of(&self.config.layout, image)
+    /// The only build of a version, or this one of several.
+    pub(crate) fn version_files(&self, image: &ImageRef, among: Option<Architecture>) -> VersionFiles {
+        VersionFiles::at(self.config.layout.build_files_dir(image, among))
     }
 
     pub(crate) fn microvm_files(&self, microvm_id: &MicrovmId) -> MicrovmFiles {
@@ -167,6 +169,11 @@ pub enum StartError {
 
 #[async_trait::async_trait]
 impl Host for LocalHost {
+    /// This machine's alone: an app cannot be started, so no snapshot can be taken, on the processors of another.
+    fn architectures(&self) -> Vec<Architecture> {
+        vec![Architecture::HOST]
+    }
+
     async fn build(&self, spec: BuildSpec) -> Result<BuildReport, BuildFailure> {
         self.build_image(spec).await
     }

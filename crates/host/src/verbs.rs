@@ -48,7 +48,7 @@ impl LocalHost {
 
     /// Launches a microVM into this directory; nothing but the directory is left if it fails.
     pub(crate) async fn launch(&self, spec: &MicrovmSpec, files: &MicrovmFiles) -> Result<Machine, HostError> {
-        let version = self.version_files(&spec.image);
+        let version = self.version_files(&spec.image, spec.architecture);
         let lost = |error: LaunchError| {
             if error.is_storage_full() {
                 HostError::NoCapacity { reason: "no space left on this host's disk".to_owned() }
@@ -140,7 +140,7 @@ impl LocalHost {
         capacity::check_launch(&*self.platform, &self.config.layout.data)?;
         let suspended = files.suspended();
         let memory = saved::open(&suspended).await.map_err(|error| unchanged(&error))?;
-        let version = self.version_files(&spec.image);
+        let version = self.version_files(&spec.image, spec.architecture);
         let state = suspended.device_state();
         let restored = launch::restore(self, spec, &version, &files, &state, Some((suspended.layer(), memory)))
             .await

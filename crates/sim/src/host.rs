@@ -14,6 +14,7 @@ use api::{
         MicrovmSpec, SuspendReport,
     },
     ids::{MicrovmId, VmId},
+    images::Architecture,
     size::Size,
 };
 use tokio::sync::mpsc;
@@ -87,7 +88,7 @@ impl PretendHost {
 
     async fn script(&self, spec: &MicrovmSpec) -> Result<Script, HostError> {
         let gone = || HostError::Lost { reason: "The image version is not on this host".to_owned() };
-        image::script_of(&self.layout, &spec.image).await.ok_or_else(gone)
+        image::script_of(&self.layout, spec).await.ok_or_else(gone)
     }
 
     fn start(&self, spec: &MicrovmSpec, script: &Script) -> VmId {
@@ -137,6 +138,11 @@ fn unchanged(reason: impl ToString) -> HostError {
 
 #[async_trait::async_trait]
 impl Host for PretendHost {
+    /// Both there are: pretending costs nothing, and a version with several builds can be seen without machines of each.
+    fn architectures(&self) -> Vec<Architecture> {
+        vec![Architecture::X86_64, Architecture::Arm64]
+    }
+
     async fn build(&self, spec: BuildSpec) -> Result<BuildReport, BuildFailure> {
         image::build(&self.layout, &*self.artifacts, self.delays, &spec).await
     }
@@ -196,7 +202,7 @@ impl Host for PretendHost {
     }
 
     async fn terminate(&self, spec: &MicrovmSpec) -> Result<(), HostError> {
-        let script = image::script_of(&self.layout, &spec.image).await.unwrap_or_default();
+        let script = image::script_of(&self.layout, spec).await.unwrap_or_default();
         self.take(script.terminate).await;
         self.terminate_now(spec).await
     }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use api::host::{ArtifactSource, BuildFailure, BuildReport, BuildSpec, ImageRef, Layout};
+use api::host::{ArtifactSource, BuildFailure, BuildReport, BuildSpec, ImageRef, Layout, MicrovmSpec};
 use builder::{ArchiveLimits, BuildError, Cause};
 use tokio_util::sync::CancellationToken;
 
@@ -34,7 +34,7 @@ impl Drop for WorkDir {
     }
 }
 
-/// Builds a version, which is there afterwards or not at all.
+/// Makes a build, which is there afterwards or not at all.
 pub async fn build(
     layout: &Layout,
     artifacts: &dyn ArtifactSource,
@@ -74,10 +74,12 @@ async fn build_in(
     fetched.map_err(|error| failure(error.to_string()))?;
     let code_install_bytes = unpacked(archive, work.join("context")).await?;
     tokio::time::sleep(script.build.unwrap_or(delays.build)).await;
-    if let Some(reason) = script.build_fails {
+    if let Some(reason) = script.build_fails.clone()
+        && script.build_fails_for.is_none_or(|it| it == spec.architecture)
+    {
         return Err(BuildFailure { reason, code_install_bytes: Some(code_install_bytes) });
     }
-    put_in_place(layout, &spec.image, &script, work).await.map_err(internal)?;
+    put_in_place(layout, spec, &script, work).await.map_err(internal)?;
     Ok(BuildReport { memory_snapshot_bytes: MEMORY_BYTES, code_install_bytes, disk_snapshot_bytes: DISK_BYTES })
 }
 
@@ -110,14 +112,14 @@ fn bytes_in(directory: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-async fn put_in_place(layout: &Layout, image: &ImageRef, script: &Script, work: &Path) -> io::Result<()> {
+async fn put_in_place(layout: &Layout, spec: &BuildSpec, script: &Script, work: &Path) -> io::Result<()> {
     let made = work.join("version");
     tokio::fs::create_dir(&made).await?;
     tokio::fs::write(made.join(SCRIPT_FILE), serde_json::to_vec(script)?).await?;
-    let version = layout.version_dir(image);
-    tokio::fs::create_dir_all(version.parent().unwrap_or(&version)).await?;
-    remove(layout, image).await?;
-    tokio::fs::rename(&made, &version).await
+    let place = layout.build_files_dir(&spec.image, spec.among());
+    tokio::fs::create_dir_all(place.parent().unwrap_or(&place)).await?;
+    absent_is_fine(tokio::fs::remove_dir_all(&place).await)?;
+    tokio::fs::rename(&made, &place).await
 }
 
 /// Removes a version; absent is fine.
@@ -125,9 +127,10 @@ pub async fn remove(layout: &Layout, image: &ImageRef) -> io::Result<()> {
     absent_is_fine(tokio::fs::remove_dir_all(layout.version_dir(image)).await)
 }
 
-/// What a version's microVMs do; `None` if it is not there.
-pub async fn script_of(layout: &Layout, image: &ImageRef) -> Option<Script> {
-    let text = tokio::fs::read(layout.version_dir(image).join(SCRIPT_FILE)).await.ok()?;
+/// What a microVM does; `None` if the build it is launched from is not there.
+pub async fn script_of(layout: &Layout, spec: &MicrovmSpec) -> Option<Script> {
+    let place = layout.build_files_dir(&spec.image, spec.architecture);
+    let text = tokio::fs::read(place.join(SCRIPT_FILE)).await.ok()?;
     serde_json::from_slice(&text).ok()
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use api::images::Architecture;
 use serde::{Deserialize, Serialize};
 
 /// How long things take.
@@ -30,6 +31,8 @@ pub struct Script {
     pub ends_after: Option<Duration>,
     /// `SIM_BUILD_FAILS`: the `stateReason` of the build.
     pub build_fails: Option<String>,
+    /// `SIM_BUILD_FAILS_FOR`: only the build for this architecture does.
+    pub build_fails_for: Option<Architecture>,
     /// `SIM_RUN_FAILS`: the reason the microVM is lost for.
     pub run_fails: Option<String>,
     /// `SIM_SUSPEND_FAILS`: the reason everything stays as it was for.
@@ -54,6 +57,10 @@ impl Script {
                 "SIM_RESUME_MS" => script.resume = duration()?,
                 "SIM_TERMINATE_MS" => script.terminate = duration()?,
                 "SIM_ENDS_AFTER_MS" => script.ends_after = duration()?,
+                "SIM_BUILD_FAILS_FOR" => {
+                    let architecture = value.parse().map_err(|_| format!("{name} is no architecture: {value}"))?;
+                    script.build_fails_for = Some(architecture);
+                }
                 "SIM_BUILD_FAILS" => script.build_fails = Some(value.clone()),
                 "SIM_RUN_FAILS" => script.run_fails = Some(value.clone()),
                 "SIM_SUSPEND_FAILS" => script.suspend_fails = Some(value.clone()),

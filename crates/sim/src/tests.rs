@@ -49,9 +49,21 @@ impl Fixture {
     }
 
     async fn build(&self, key: &str, environment: &[(&str, &str)]) -> Result<BuildReport, BuildFailure> {
+        self.build_for(key, environment, None).await
+    }
+
+    async fn build_for(
+        &self,
+        key: &str,
+        environment: &[(&str, &str)],
+        among: Option<Architecture>,
+    ) -> Result<BuildReport, BuildFailure> {
+        let architecture = among.unwrap_or(Architecture::X86_64);
         let spec = BuildSpec {
             image: self.image.clone(),
             build_id: BuildId::random(),
+            architecture,
+            one_of_several: among.is_some(),
             labels: ImageLabels { name: "a".into(), arn: "arn".into(), region: "us-east-1".into() },
             bucket: "code".into(),
             key: key.into(),
@@ -68,6 +80,7 @@ impl Fixture {
         MicrovmSpec {
             microvm_id: MicrovmId::random(),
             image: self.image.clone(),
+            architecture: None,
             size: Size::DEFAULT,
             hooks: HookPlan::default(),
             run_hook_payload: None,
@@ -133,4 +146,24 @@ async fn an_app_may_end_by_itself() {
     let HostEvent::Ended { microvm_id, vm_id: ended, reason } = it.host.next_event().await;
     assert_eq!((microvm_id, ended), (microvm.microvm_id, vm_id));
     assert_eq!(reason, "Container Stopped with Exit Code: 0");
+}
+
+#[tokio::test]
+async fn builds_of_one_version_are_not_in_each_others_way() {
+    use Architecture::{Arm64, X86_64};
+    let it = Fixture::new(zip("Dockerfile"));
+    let on = |architecture| MicrovmSpec { architecture: Some(architecture), ..it.microvm() };
+    let script = [("SIM_BUILD_FAILS", "no luck"), ("SIM_BUILD_FAILS_FOR", "X86_64")];
+    it.build_for("app.zip", &script, Some(Arm64)).await.expect("it builds");
+    assert_eq!(it.build_for("app.zip", &script, Some(X86_64)).await.expect_err("it fails").reason, "no luck");
+    it.host.run(&on(Arm64)).await.expect("the other failed and left this one alone");
+    assert!(matches!(it.host.run(&on(X86_64)).await, Err(HostError::Lost { .. })));
+    it.build_for("app.zip", &[], Some(X86_64)).await.expect("it builds");
+    for architecture in [Arm64, X86_64] {
+        it.host.run(&on(architecture)).await.expect("both are there");
+    }
+    it.host.remove_image(&it.image).await.expect("it is removed");
+    for architecture in [Arm64, X86_64] {
+        assert!(matches!(it.host.run(&on(architecture)).await, Err(HostError::Lost { .. })));
+    }
 }

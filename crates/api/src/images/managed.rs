@@ -132,16 +132,17 @@ impl ManagedMicrovmImageSummary {
 }
 
 impl ManagedMicrovmImageVersion {
-    /// Every version of a managed image, newest first; `None` if there is no such image. A host builds for its own
-    /// architecture.
+    /// Every version of a managed image, newest first; `None` if there is no such image. The host is what can be built
+    /// for.
     #[must_use]
-    pub fn all(arn: &str, region: &str, host: Architecture) -> Option<Vec<Self>> {
+    pub fn all(arn: &str, region: &str, host: &[Architecture]) -> Option<Vec<Self>> {
         let image = Managed::of(arn, region)?;
+        let supported: Vec<_> = host.iter().map(|&architecture| CpuConfiguration { architecture }).collect();
         let versions = (image.oldest..=image.latest).rev().map(|version| Self {
             image_arn: arn.to_owned(),
             image_version: version.to_string(),
             status: Some(ManagedVersionStatus::Available),
-            supported_cpu_configurations: Some(vec![CpuConfiguration { architecture: host }]),
+            supported_cpu_configurations: Some(supported.clone()),
             created_at: MADE,
             updated_at: Some(MADE),
         });
@@ -156,7 +157,7 @@ mod tests {
     #[test]
     fn what_is_listed_can_be_built_on() {
         for image in ManagedMicrovmImageSummary::all("r") {
-            let versions = ManagedMicrovmImageVersion::all(&image.image_arn, "r", Architecture::Arm64).unwrap();
+            let versions = ManagedMicrovmImageVersion::all(&image.image_arn, "r", &[Architecture::Arm64]).unwrap();
             let newest = normalised_version(&image.image_arn, None, "r").unwrap();
             assert_eq!(newest, format!("{}.0", versions[0].image_version));
             for version in versions {
@@ -164,7 +165,7 @@ mod tests {
                 assert_eq!(normalised_version(&image.image_arn, Some(&echoed), "r").unwrap(), echoed);
             }
             assert!(normalised_version(&image.image_arn, Some("2"), "r").is_err());
-            assert!(ManagedMicrovmImageVersion::all(&image.image_arn, "elsewhere", Architecture::Arm64).is_none());
+            assert!(ManagedMicrovmImageVersion::all(&image.image_arn, "elsewhere", &[Architecture::Arm64]).is_none());
         }
         assert_eq!(base_image_arn("r"), "arn:aws:lambda:r:aws:microvm-image:al2023-1");
     }

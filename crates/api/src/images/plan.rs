@@ -12,8 +12,8 @@ use crate::{
 };
 
 use super::{
-    Architecture, HookSwitch, Hooks, MicrovmHooks, MicrovmImageHooks, OsCapability, Resources, VersionConfiguration,
-    VersionRequest, managed::normalised_version,
+    Architecture, CpuConfiguration, HookSwitch, Hooks, MicrovmHooks, MicrovmImageHooks, OsCapability, Resources,
+    VersionConfiguration, VersionRequest, managed::normalised_version,
 };
 
 /// Environment variables the platform sets itself in every app.
@@ -61,8 +61,8 @@ pub struct ImagePlan {
     pub size: Size,
     /// The hooks that are on.
     pub hooks: HookPlan,
-    /// What to build for.
-    pub architecture: Architecture,
+    /// What to build for, each once; one at least.
+    pub architectures: Vec<Architecture>,
     /// Whether the app gets every capability.
     pub all_capabilities: bool,
     /// Environment of the app.
@@ -72,14 +72,14 @@ pub struct ImagePlan {
 }
 
 impl VersionRequest {
-    /// Applies the service's rules, in the order in which it was seen to complain.
-    pub fn plan(&self, region: &str, host: Architecture) -> Result<ImagePlan, ServiceError> {
+    /// Applies the service's rules, in the order in which it was seen to complain. The host is what can be built for.
+    pub fn plan(&self, region: &str, host: &[Architecture]) -> Result<ImagePlan, ServiceError> {
         if self.kms_key_identifier.is_some() {
             return Err(catalogue::unsupported_kms_key());
         }
         let artifact = S3Location::parse(&self.code_artifact.uri)?;
         let base_image_version = normalised_version(&self.base_image_arn, self.base_image_version.as_deref(), region)?;
-        let architecture = self.architecture(host)?;
+        let architectures = self.architectures(host)?;
         let size = self.size()?;
         let hooks = self.hooks.unwrap_or_default().plan()?;
         let environment = self.environment()?;
@@ -105,16 +105,25 @@ impl VersionRequest {
             kms_key_identifier: None,
         };
         let all_capabilities = self.additional_os_capabilities.iter().flatten().any(|it| *it == OsCapability::All);
-        Ok(ImagePlan { configuration, artifact, size, hooks, architecture, all_capabilities, environment, egress })
+        Ok(ImagePlan { configuration, artifact, size, hooks, architectures, all_capabilities, environment, egress })
     }
 
     // The real service takes null for ARM_64. Here it is what the machine has: a request that names no architecture
     // asks for whatever works, and on an x86-64 machine ARM_64 never would.
-    fn architecture(&self, host: Architecture) -> Result<Architecture, ServiceError> {
-        match self.cpu_configurations.iter().flatten().find(|asked| asked.architecture != host) {
-            Some(other) => Err(catalogue::unsupported_architecture(other.architecture, host)),
-            None => Ok(host),
+    fn architectures(&self, host: &[Architecture]) -> Result<Vec<Architecture>, ServiceError> {
+        let mut architectures = vec![];
+        for CpuConfiguration { architecture } in self.cpu_configurations.iter().flatten() {
+            if !host.contains(architecture) {
+                return Err(catalogue::unsupported_architecture(*architecture, host));
+            }
+            if !architectures.contains(architecture) {
+                architectures.push(*architecture);
+            }
         }
+        if architectures.is_empty() {
+            architectures.extend(host.first());
+        }
+        Ok(architectures)
     }
 
     fn size(&self) -> Result<Size, ServiceError> {

@@ -1,18 +1,20 @@
-//! The task that owns a build.
+//! The task that owns a build. A version may have several, for an architecture each, and they know nothing of each other:
+//! what they make of their version is said anew in every transaction that writes how far one has come.
 
 use std::{sync::Arc, time::Duration};
 
 use api::{
     host::{BuildFailure, BuildReport, BuildSpec, ImageLabels},
-    images::{BuildState, VersionStatus},
+    images::{BuildState, VersionState},
     sensitive::Sensitive,
 };
 use tokio::time::sleep;
 use tracing::{Instrument, error, info, info_span};
 
 use super::{
+    delete,
     record::{Build, Definition, Image, Outcome},
-    state::{Event, after_build, next},
+    state::{after_build, next, version_state},
 };
 use crate::{
     shared::Shared,
@@ -36,7 +38,7 @@ async fn drive(shared: Arc<Shared>, mut build: Build) {
     };
     let Ok(_permit) = permit else { return };
     build.state = BuildState::InProgress;
-    let (image, definition) = loop {
+    let begun = loop {
         match begin(&shared, &build).await {
             Ok(Some(begun)) => break begun,
             Ok(None) => return error!("the build's image is gone"),
@@ -49,7 +51,8 @@ async fn drive(shared: Arc<Shared>, mut build: Build) {
     info!("begun");
     // In a task of its own: should the host panic, the image must not stay CREATING for ever.
     let host = shared.host.clone();
-    let spec = spec(&shared, &build, &image, definition);
+    let several = begun.several;
+    let spec = spec(&shared, &build, begun);
     let result = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move { host.build(spec).await }))
         .await
         .unwrap_or_else(|failure| {
@@ -57,61 +60,79 @@ async fn drive(shared: Arc<Shared>, mut build: Build) {
             let reason = "INTERNAL_PLATFORM_ERROR: the host failed".to_owned();
             Err(BuildFailure { reason, code_install_bytes: None })
         });
-    let (state, status) = after_build(result.is_ok());
-    info!(%state, "finished");
-    build.state = state;
+    build.state = if result.is_ok() { BuildState::Successful } else { BuildState::Failed };
+    info!(state = %build.state, "finished");
     build.outcome = outcome(result);
-    while let Err(failure) = end(&shared, &build, status).await {
-        error!(error = &failure as &dyn std::error::Error, "the build's end could not be kept");
-        sleep(RETRY).await;
+    let version = loop {
+        match end(&shared, &build).await {
+            Ok(version) => break version,
+            Err(failure) => {
+                error!(error = &failure as &dyn std::error::Error, "the build's end could not be kept");
+                sleep(RETRY).await;
+            }
+        }
+    };
+    if several && version == VersionState::Failed {
+        // This build or another went well, perhaps, and its files are good for nothing.
+        delete::forget_files(&shared, &build.image).await;
     }
 }
 
-async fn begin(shared: &Shared, build: &Build) -> Result<Option<(Image, Definition)>, StoreError> {
+/// What a build begins with.
+struct Begun {
+    image: Image,
+    definition: Definition,
+    /// The version has other builds too.
+    several: bool,
+}
+
+async fn begin(shared: &Shared, build: &Build) -> Result<Option<Begun>, StoreError> {
     let mut transaction = shared.store.begin().await?;
     let image = rows::by_id(&mut transaction, &build.image.image_id).await?;
     let version = rows::find_version(&mut transaction, &build.image).await?;
-    rows::set_build(&mut transaction, build, VersionStatus::Inactive, shared.now()).await?;
+    let several = rows::builds_of(&mut transaction, &build.image).await?.len() > 1;
+    record(&mut transaction, build, shared.now()).await?;
     commit(transaction).await?;
-    Ok(image.zip(version.map(|version| version.definition)))
+    let begun = image.zip(version);
+    Ok(begun.map(|(image, version)| Begun { image, definition: version.definition, several }))
 }
 
-async fn end(shared: &Shared, build: &Build, status: VersionStatus) -> Result<(), StoreError> {
+async fn end(shared: &Shared, build: &Build) -> Result<VersionState, StoreError> {
     let mut transaction = shared.store.begin().await?;
-    record_end(&mut transaction, build, status, shared.now()).await?;
-    commit(transaction).await
+    let version = record(&mut transaction, build, shared.now()).await?;
+    commit(transaction).await?;
+    Ok(version)
 }
 
-/// Writes the end of a build to its version and its image too, in the caller's transaction.
-pub(crate) async fn record_end(
-    connection: &mut Connection,
-    build: &Build,
-    status: VersionStatus,
-    now: i64,
-) -> Result<(), StoreError> {
-    rows::set_build(connection, build, status, now).await?;
-    let Some(image) = rows::by_id(connection, &build.image.image_id).await? else {
-        return Ok(());
-    };
-    let well = build.state == BuildState::Successful;
-    match next(image.state, Event::Built { well }) {
-        Some(state) => rows::settle(connection, &build.image.image_id, state, now).await,
-        None => {
-            error!(state = %image.state, "the end of a build in a state that has none");
-            Ok(())
+/// Writes how far a build has come, and what that makes of its version and its image, in the caller's transaction.
+/// Answers the version's state.
+pub(crate) async fn record(connection: &mut Connection, build: &Build, now: i64) -> Result<VersionState, StoreError> {
+    rows::set_build(connection, build).await?;
+    let states: Vec<_> = rows::builds_of(connection, &build.image).await?.into_iter().map(|(_, state)| state).collect();
+    let version = version_state(&states);
+    let (status, event) = after_build(version);
+    rows::set_version(connection, &build.image, version, status, now).await?;
+    let image = rows::by_id(connection, &build.image.image_id).await?;
+    if let Some((image, event)) = image.zip(event) {
+        match next(image.state, event) {
+            Some(state) => rows::settle(connection, &image.id, state, now).await?,
+            None => error!(state = %image.state, "the end of a build in a state that has none"),
         }
     }
+    Ok(version)
 }
 
-fn spec(shared: &Shared, build: &Build, image: &Image, definition: Definition) -> BuildSpec {
-    let Definition { configuration, plan } = definition;
+fn spec(shared: &Shared, build: &Build, begun: Begun) -> BuildSpec {
+    let Begun { image, definition: Definition { configuration, plan }, several } = begun;
     let environment = configuration.environment_variables.unwrap_or_default();
     BuildSpec {
         image: build.image.clone(),
         build_id: build.id,
+        architecture: build.architecture,
+        one_of_several: several,
         labels: ImageLabels {
-            name: image.name.clone(),
             arn: shared.image_arn(&image.name).to_string(),
+            name: image.name,
             region: shared.config.region.clone(),
         },
         bucket: plan.bucket,

@@ -65,6 +65,20 @@ async fn drive(shared: Arc<Shared>, leaving: Leaving) {
     }
 }
 
+/// Removes what a host has of a version that has failed for good: its builds that went well. Nothing can be launched from
+/// it, so what cannot be removed now costs no more than room until the next start, which removes it.
+pub(crate) async fn forget_files(shared: &Shared, version: &ImageRef) {
+    let mut wait = RETRY_FIRST;
+    for _ in 0..TRIES {
+        if removed_from_host(shared, version).await {
+            return;
+        }
+        sleep(wait).await;
+        wait *= 2;
+    }
+    error!(version = %version.version, "the files of a failed version stay until the next start");
+}
+
 /// Removes what the host has, and then the records; says whether that is done.
 async fn remove(shared: &Shared, image: &Image) -> Result<bool, StoreError> {
     let versions = {

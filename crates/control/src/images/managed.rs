@@ -4,7 +4,7 @@ use api::{
     catalogue,
     error::ServiceError,
     images::{
-        Architecture, ListManagedMicrovmImageVersionsRequest, ListManagedMicrovmImageVersionsResponse,
+        ListManagedMicrovmImageVersionsRequest, ListManagedMicrovmImageVersionsResponse,
         ListManagedMicrovmImagesRequest, ListManagedMicrovmImagesResponse, ManagedMicrovmImageSummary,
         ManagedMicrovmImageVersion,
     },
@@ -26,7 +26,7 @@ pub(crate) fn list_versions(
     shared: &Shared,
     request: &ListManagedMicrovmImageVersionsRequest,
 ) -> Result<ListManagedMicrovmImageVersionsResponse, ServiceError> {
-    let all = ManagedMicrovmImageVersion::all(&request.image, &shared.config.region, Architecture::HOST);
+    let all = ManagedMicrovmImageVersion::all(&request.image, &shared.config.region, &shared.host.architectures());
     let all = all.ok_or_else(|| catalogue::unknown_managed_image(&request.image))?;
     page_of(&format!("managed versions {}", request.image), all, &request.page)
 }

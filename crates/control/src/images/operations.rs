@@ -9,10 +9,10 @@ use api::{
     error::ServiceError,
     host::{Egress, ImageRef},
     images::{
-        Architecture, CreateMicrovmImageRequest, CreateMicrovmImageResponse, DeleteMicrovmImageRequest,
-        DeleteMicrovmImageResponse, GetMicrovmImageRequest, GetMicrovmImageResponse, ImagePlan, ImageState,
-        ListMicrovmImagesRequest, ListMicrovmImagesResponse, MicrovmImageSummary, UpdateMicrovmImageRequest,
-        UpdateMicrovmImageResponse, VersionState,
+        CreateMicrovmImageRequest, CreateMicrovmImageResponse, DeleteMicrovmImageRequest, DeleteMicrovmImageResponse,
+        GetMicrovmImageRequest, GetMicrovmImageResponse, ImagePlan, ImageState, ListMicrovmImagesRequest,
+        ListMicrovmImagesResponse, MicrovmImageSummary, UpdateMicrovmImageRequest, UpdateMicrovmImageResponse,
+        VersionState,
     },
     page,
     tags::{self, Tags},
@@ -37,9 +37,9 @@ pub(crate) async fn create(
     shared: &Arc<Shared>,
     mut request: CreateMicrovmImageRequest,
 ) -> Result<CreateMicrovmImageResponse, ServiceError> {
-    let plan = request.version.plan(&shared.config.region, Architecture::HOST)?;
+    let plan = request.version.plan(&shared.config.region, &shared.host.architectures())?;
     let token = request.client_token.take().map(|token| ClientToken::new("CreateMicrovmImage", token, &request));
-    let way = plan.egress.clone();
+    let (way, architectures) = (plan.egress.clone(), plan.architectures.clone());
     let mut definition = definition(plan);
     let tags = request.tags.unwrap_or_default();
     tags::check(&tags)?;
@@ -61,14 +61,16 @@ pub(crate) async fn create(
             }
             room_for_a_build(&own, &mut transaction).await?;
             let uses = way_out(&own, &mut transaction, way, &mut definition).await?;
-            let (image, version, build) =
-                rows::insert(&mut transaction, &request.name, &tags, &definition, now).await.map_err(hidden)?;
+            let made = rows::insert(&mut transaction, &request.name, &tags, &definition, &architectures, now).await;
+            let (image, version, builds) = made.map_err(hidden)?;
             note(&mut transaction, &version.image, uses).await?;
             if let Some(token) = &token {
                 tokens::keep(&mut transaction, token, &kept_as(&version.image), now).await.map_err(hidden)?;
             }
             commit(transaction).await.map_err(hidden)?;
-            build::start(&own, build);
+            for build in builds {
+                build::start(&own, build);
+            }
             Ok(created(&own, image, version))
         })
         .await
@@ -80,7 +82,6 @@ fn definition(plan: ImagePlan) -> Definition {
         plan: BuildPlan {
             bucket: plan.artifact.bucket,
             key: plan.artifact.key,
-            architecture: plan.architecture,
             size: plan.size,
             hooks: plan.hooks,
             all_capabilities: plan.all_capabilities,
@@ -96,9 +97,9 @@ pub(crate) async fn update(
     shared: &Arc<Shared>,
     mut request: UpdateMicrovmImageRequest,
 ) -> Result<UpdateMicrovmImageResponse, ServiceError> {
-    let plan = request.version.plan(&shared.config.region, Architecture::HOST)?;
+    let plan = request.version.plan(&shared.config.region, &shared.host.architectures())?;
     let token = request.client_token.take().map(|token| ClientToken::new("UpdateMicrovmImage", token, &request));
-    let way = plan.egress.clone();
+    let (way, architectures) = (plan.egress.clone(), plan.architectures.clone());
     let mut definition = definition(plan);
     let arn = request.image;
     let own = shared.clone();
@@ -121,14 +122,16 @@ pub(crate) async fn update(
             }
             room_for_a_build(&own, &mut transaction).await?;
             let uses = way_out(&own, &mut transaction, way, &mut definition).await?;
-            let made = rows::insert_next(&mut transaction, &image.id, state, &definition, now).await;
-            let (version, build) = made.map_err(hidden)?;
+            let made = rows::insert_next(&mut transaction, &image.id, state, &definition, &architectures, now).await;
+            let (version, builds) = made.map_err(hidden)?;
             note(&mut transaction, &version.image, uses).await?;
             if let Some(token) = &token {
                 tokens::keep(&mut transaction, token, &kept_as(&version.image), now).await.map_err(hidden)?;
             }
             commit(transaction).await.map_err(hidden)?;
-            build::start(&own, build);
+            for build in builds {
+                build::start(&own, build);
+            }
             image.updated_at = now;
             Ok(updated(arn, image, version))
         })
@@ -156,7 +159,7 @@ async fn note(connection: &mut Connection, version: &ImageRef, uses: Vec<Use>) -
 }
 
 async fn room_for_a_build(shared: &Shared, connection: &mut Connection) -> Result<(), ServiceError> {
-    let unfinished = rows::count_unfinished_builds(connection).await.map_err(hidden)?;
+    let unfinished = rows::count_unfinished_versions(connection).await.map_err(hidden)?;
     if unfinished >= i64::from(shared.config.quotas.builds) { Err(catalogue::build_quota_exceeded()) } else { Ok(()) }
 }
 

@@ -52,8 +52,6 @@ pub(crate) struct BuildPlan {
     pub(crate) bucket: String,
     /// Key of the zip.
     pub(crate) key: String,
-    /// What it is built for.
-    pub(crate) architecture: Architecture,
     /// Size of its microVMs.
     pub(crate) size: api::size::Size,
     /// Its hooks.
@@ -91,6 +89,8 @@ pub(crate) struct Build {
     pub(crate) id: BuildId,
     /// Of what.
     pub(crate) image: ImageRef,
+    /// What for; no other build of the version is for the same.
+    pub(crate) architecture: Architecture,
     /// How far it has come.
     pub(crate) state: BuildState,
     /// What came of it.

@@ -4,7 +4,7 @@
 //! image    CREATING ──► CREATED | CREATE_FAILED
 //!          settled ──(update, or removal of a version)──► UPDATING ──► UPDATED | UPDATE_FAILED
 //!          settled ──(delete)──► DELETING ──► (gone) | DELETE_FAILED ──(delete)──► DELETING
-//! version  PENDING ──► IN_PROGRESS ──► SUCCESSFUL + ACTIVE | FAILED + INACTIVE
+//! version  PENDING ──► IN_PROGRESS ──► SUCCESSFUL + ACTIVE | FAILED + INACTIVE    (what its builds make of it)
 //!          built or not ──(removal)──► DELETING ──► (gone) | DELETE_FAILED ──(removal)──► DELETING
 //! build    PENDING ──► IN_PROGRESS ──► SUCCESSFUL | FAILED
 //! ```
@@ -12,14 +12,14 @@
 //! Settled: CREATED, CREATE_FAILED, UPDATED, UPDATE_FAILED. One thing at a time changes an image, so the state says what
 //! a build or a removal that ends belongs to.
 
-use api::images::{BuildState, ImageState, VersionState, VersionStatus};
+use api::images::{Architecture, BuildState, ImageState, VersionState, VersionStatus};
 
 /// What can happen to an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Event {
-    /// The build of its newest version came to an end, well or not.
+    /// The builds of its newest version came to an end, well or not.
     Built {
-        /// Well.
+        /// All of them well.
         well: bool,
     },
     /// Somebody asked for another version.
@@ -99,19 +99,37 @@ pub(crate) fn next(state: ImageState, event: Event) -> Option<ImageState> {
     }
 }
 
-/// The state of a version whose only build is in this one.
-pub(crate) fn version_state(build: BuildState) -> VersionState {
-    match build {
-        BuildState::Pending => VersionState::Pending,
-        BuildState::InProgress => VersionState::InProgress,
-        BuildState::Successful => VersionState::Successful,
-        BuildState::Failed => VersionState::Failed,
+/// The state of a version whose builds are in these. One that fails does not end it: the others still say whether they
+/// would have gone well, and a version that has ended has no build that goes on.
+pub(crate) fn version_state(builds: &[BuildState]) -> VersionState {
+    use BuildState as B;
+    let some = |state| builds.contains(&state);
+    match (some(B::Pending), some(B::InProgress), some(B::Successful), some(B::Failed)) {
+        (true, false, false, false) => VersionState::Pending,
+        (_, true, _, _) | (true, false, _, _) => VersionState::InProgress,
+        (false, false, _, true) => VersionState::Failed,
+        (false, false, true, false) => VersionState::Successful,
+        // There is no version without builds.
+        (false, false, false, false) => VersionState::Failed,
     }
 }
 
-/// The build's state when it has come to an end, and whether its version may be launched.
-pub(crate) fn after_build(well: bool) -> (BuildState, VersionStatus) {
-    if well { (BuildState::Successful, VersionStatus::Active) } else { (BuildState::Failed, VersionStatus::Inactive) }
+/// Whether a version may be launched when its builds have brought it into this state, and what that is to its image.
+pub(crate) fn after_build(version: VersionState) -> (VersionStatus, Option<Event>) {
+    match version {
+        VersionState::Successful => (VersionStatus::Active, Some(Event::Built { well: true })),
+        VersionState::Failed => (VersionStatus::Inactive, Some(Event::Built { well: false })),
+        VersionState::Pending
+        | VersionState::InProgress
+        | VersionState::Deleting
+        | VersionState::Deleted
+        | VersionState::DeleteFailed => (VersionStatus::Inactive, None),
+    }
+}
+
+/// The build that a host launches a version from, which is built for these: the first that it runs.
+pub(crate) fn build_to_run(host: &[Architecture], built: &[Architecture]) -> Option<Architecture> {
+    host.iter().copied().find(|architecture| built.contains(architecture))
 }
 
 /// May this version be launched? All three must say so. An image being updated, or whose update failed, launches what
@@ -224,8 +242,37 @@ mod tests {
                 "UPDATE_FAILED SUCCESSFUL ACTIVE"
             ]
         );
-        assert_eq!(after_build(true), (BuildState::Successful, VersionStatus::Active));
-        assert_eq!(after_build(false), (BuildState::Failed, VersionStatus::Inactive));
+    }
+
+    #[test]
+    fn what_builds_make_of_a_version() {
+        let mut table = String::new();
+        let mut row = |builds: &[BuildState]| {
+            let version = version_state(builds);
+            let (status, event) = after_build(version);
+            let builds = builds.iter().map(|it| it.as_str()).collect::<Vec<_>>().join(" ");
+            let image = event.map_or("-".to_owned(), |event| format!("{event:?}"));
+            writeln!(table, "{builds:<36}{:<12}{:<9}{image}", version.as_str(), status.as_str()).unwrap();
+        };
+        for &one in BuildState::ALL {
+            row(&[one]);
+        }
+        for &one in BuildState::ALL {
+            for &other in BuildState::ALL {
+                row(&[one, other]);
+            }
+        }
+        row(&[BuildState::Successful, BuildState::Failed, BuildState::Pending]);
+        insta::assert_snapshot!(table);
+    }
+
+    #[test]
+    fn a_host_runs_the_first_of_its_own() {
+        use Architecture::{Arm64, X86_64};
+        assert_eq!(build_to_run(&[X86_64], &[Arm64, X86_64]), Some(X86_64));
+        assert_eq!(build_to_run(&[X86_64, Arm64], &[Arm64, X86_64]), Some(X86_64));
+        assert_eq!(build_to_run(&[X86_64, Arm64], &[Arm64]), Some(Arm64));
+        assert_eq!(build_to_run(&[X86_64], &[Arm64]), None);
     }
 
     #[test]

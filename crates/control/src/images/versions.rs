@@ -8,20 +8,21 @@ use api::{
     error::ServiceError,
     host::ImageRef,
     images::{
-        BuildState, DeleteMicrovmImageVersionRequest, DeleteMicrovmImageVersionResponse, GetMicrovmImageBuildRequest,
-        GetMicrovmImageBuildResponse, GetMicrovmImageVersionRequest, GetMicrovmImageVersionResponse,
-        ListMicrovmImageBuildsRequest, ListMicrovmImageBuildsResponse, ListMicrovmImageVersionsRequest,
-        ListMicrovmImageVersionsResponse, MicrovmImageBuildSummary, SnapshotBuild, UpdateMicrovmImageVersionRequest,
-        UpdateMicrovmImageVersionResponse, VersionState,
+        Architecture, BuildState, DeleteMicrovmImageVersionRequest, DeleteMicrovmImageVersionResponse,
+        GetMicrovmImageBuildRequest, GetMicrovmImageBuildResponse, GetMicrovmImageVersionRequest,
+        GetMicrovmImageVersionResponse, ListMicrovmImageBuildsRequest, ListMicrovmImageBuildsResponse,
+        ListMicrovmImageVersionsRequest, ListMicrovmImageVersionsResponse, MicrovmImageBuildSummary, SnapshotBuild,
+        UpdateMicrovmImageVersionRequest, UpdateMicrovmImageVersionResponse, VersionState,
     },
     page,
     timestamp::Timestamp,
+    word::Word,
 };
 
 use super::{
     delete,
     operations::image_of,
-    record::{Build, BuildPlan, CHIPSET_GENERATION, Image, Version},
+    record::{Build, CHIPSET_GENERATION, Image, Version},
     state::{Refusal, Removal, may_set_status, removal},
 };
 use crate::{
@@ -157,41 +158,45 @@ fn refused(refusal: Refusal, arn: &ImageArn, version: &str) -> ServiceError {
     }
 }
 
-fn summary(arn: &ImageArn, plan: &BuildPlan, build: &Build) -> MicrovmImageBuildSummary {
+fn summary(arn: &ImageArn, build: &Build) -> MicrovmImageBuildSummary {
     MicrovmImageBuildSummary {
         image_arn: arn.clone(),
         image_version: build.image.version,
         build_id: build.id,
         build_state: build.state,
-        architecture: plan.architecture,
-        chipset: plan.architecture.chipset(),
+        architecture: build.architecture,
+        chipset: build.architecture.chipset(),
         chipset_generation: CHIPSET_GENERATION.to_owned(),
         state_reason: build.outcome.reason.clone(),
         created_at: Timestamp::from_unix_ms(build.created_at),
     }
 }
 
-/// `ListMicrovmImageBuilds`.
+/// The architectures whose builds a request asks for: the rest of what it can filter by follows from that.
+fn asked_for(request: &ListMicrovmImageBuildsRequest) -> Vec<Architecture> {
+    let generation = request.chipset_generation.as_deref();
+    let asked = |it: &Architecture| {
+        request.architecture.is_none_or(|asked| asked == *it)
+            && request.chipset.is_none_or(|asked| asked == it.chipset())
+            && generation.is_none_or(|asked| asked == CHIPSET_GENERATION)
+    };
+    Architecture::ALL.iter().copied().filter(asked).collect()
+}
+
+/// `ListMicrovmImageBuilds`, newest first.
 pub(crate) async fn list_builds(
     shared: &Shared,
     request: ListMicrovmImageBuildsRequest,
 ) -> Result<ListMicrovmImageBuildsResponse, ServiceError> {
-    let list = format!("builds {} {}", request.image, request.image_version);
+    let architectures = asked_for(&request);
+    let list = format!("builds {} {} {architectures:?}", request.image, request.image_version);
     let page = Page::asked(&list, &request.page).map_err(|_| catalogue::unreadable_input())?;
     let mut connection = shared.store.read().await.map_err(hidden)?;
     let (_, version) = version_of(shared, &mut connection, &request.image, &request.image_version).await?;
-    let mut builds =
-        rows::list_builds(&mut connection, &version.image, page.before, page.fetch()).await.map_err(hidden)?;
+    let listed = rows::list_builds(&mut connection, &version.image, &architectures, page.before, page.fetch()).await;
+    let mut builds = listed.map_err(hidden)?;
     let next_token = page.cut(&list, &mut builds, |build| build.sequence);
-    let items = builds
-        .iter()
-        .map(|build| summary(&request.image, &version.definition.plan, build))
-        .filter(|item| {
-            request.architecture.is_none_or(|it| it == item.architecture)
-                && request.chipset.is_none_or(|it| it == item.chipset)
-                && request.chipset_generation.as_ref().is_none_or(|it| *it == item.chipset_generation)
-        })
-        .collect();
+    let items = builds.iter().map(|build| summary(&request.image, build)).collect();
     Ok(page::Page { items, next_token })
 }
 
@@ -211,6 +216,6 @@ pub(crate) async fn get_build(
         code_install_size_in_bytes: build.outcome.code_install_bytes,
         disk_snapshot_size_in_bytes: build.outcome.disk_snapshot_bytes,
     });
-    let build = summary(&request.image, &version.definition.plan, &build);
+    let build = summary(&request.image, &build);
     Ok(GetMicrovmImageBuildResponse { build, snapshot_build })
 }

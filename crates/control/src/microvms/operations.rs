@@ -9,6 +9,7 @@ use api::{
     error::ServiceError,
     host::{Egress, HostError, ImageRef, MicrovmSpec},
     ids::{EndpointId, ImageVersion, MicrovmId},
+    images::Architecture,
     microvms::{
         CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, CreateMicrovmShellAuthTokenRequest,
         CreateMicrovmShellAuthTokenResponse, GetMicrovmResponse, ListMicrovmsRequest, ListMicrovmsResponse,
@@ -29,7 +30,11 @@ use super::{
 use crate::{
     connectors::usage,
     idempotency::ClientToken,
-    images::{operations::image_of, record::Version, state::can_run},
+    images::{
+        operations::image_of,
+        record::Version,
+        state::{build_to_run, can_run},
+    },
     pages::Page,
     shared::{Shared, hidden, stopping},
     store::{Connection, commit, connector_uses, images as image_rows, microvms as rows, tokens},
@@ -54,6 +59,7 @@ pub(crate) async fn run(
             }
             let wanted = request.image_version.as_deref();
             let version = runnable(&own, &mut transaction, &request.image, wanted).await?;
+            let among = build_of(&own, &mut transaction, &request.image, &version).await?;
             if request.run_hook_payload.is_some() && version.definition.plan.hooks.run.is_none() {
                 return Err(catalogue::payload_without_run_hook());
             }
@@ -66,7 +72,7 @@ pub(crate) async fn run(
                 }
             };
             let (egress, uses) = usage::resolve(&own, &mut transaction, &ways).await?;
-            let (spec, contract) = agreed(&own, request, plan, version, egress);
+            let (spec, contract) = agreed(&own, request, plan, version, among, egress);
             let endpoint = EndpointId::random();
             let record = rows::insert(&mut transaction, spec, endpoint, contract, now).await.map_err(hidden)?;
             for used in uses {
@@ -126,17 +132,33 @@ async fn runnable(
     if can_run(image.state, version.state, version.status) { Ok(version) } else { Err(none()) }
 }
 
+/// Which build of a version is launched here, if it has several.
+async fn build_of(
+    shared: &Shared,
+    connection: &mut Connection,
+    arn: &ImageArn,
+    version: &Version,
+) -> Result<Option<Architecture>, ServiceError> {
+    let builds = image_rows::builds_of(connection, &version.image).await.map_err(hidden)?;
+    let (host, built) = (shared.host.architectures(), builds.into_iter().map(|(it, _)| it).collect::<Vec<_>>());
+    let architecture = build_to_run(&host, &built);
+    let architecture = architecture.ok_or_else(|| catalogue::version_for_other_hosts(arn, &built, &host))?;
+    Ok((built.len() > 1).then_some(architecture))
+}
+
 fn agreed(
     shared: &Shared,
     request: RunMicrovmRequest,
     plan: RunPlan,
     version: Version,
+    among: Option<Architecture>,
     egress: Egress,
 ) -> (MicrovmSpec, Contract) {
     let region = &shared.config.region;
     let spec = MicrovmSpec {
         microvm_id: MicrovmId::random(),
         image: version.image,
+        architecture: among,
         size: version.definition.plan.size,
         hooks: version.definition.plan.hooks,
         run_hook_payload: request.run_hook_payload.map(|payload| payload.expose().to_owned()),

@@ -3,17 +3,14 @@
 use api::{
     host::ImageRef,
     ids::{BuildId, ImageId, ImageVersion},
-    images::{BuildState, ImageState, VersionState, VersionStatus},
+    images::{Architecture, BuildState, ImageState, VersionState, VersionStatus},
     tags::Tags,
     word::Word,
 };
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{StoreError, failed, json, next_sequence, number, parse, parse_json};
-use crate::images::{
-    record::{Build, Definition, Image, Outcome, Version},
-    state::version_state,
-};
+use crate::images::record::{Build, Definition, Image, Outcome, Version};
 
 fn image(row: &SqliteRow) -> Result<Image, StoreError> {
     let id: String = row.get("id");
@@ -60,6 +57,7 @@ fn build(row: &SqliteRow) -> Result<Build, StoreError> {
             image_id: parse("builds.image_id", &id, &image_id)?,
             version: ImageVersion::from_major(number("builds.version", &id, row.get("version"))?),
         },
+        architecture: parse("builds.architecture", &id, &row.get::<String, _>("architecture"))?,
         state: parse("builds.state", &id, &row.get::<String, _>("state"))?,
         outcome: Outcome {
             reason: row.get("state_reason"),
@@ -71,14 +69,15 @@ fn build(row: &SqliteRow) -> Result<Build, StoreError> {
     })
 }
 
-/// Adds an image with its first version and that one's build, all waiting.
+/// Adds an image with its first version and that one's builds, all waiting.
 pub(crate) async fn insert(
     connection: &mut SqliteConnection,
     name: &str,
     tags: &Tags,
     definition: &Definition,
+    architectures: &[Architecture],
     now: i64,
-) -> Result<(Image, Version, Build), StoreError> {
+) -> Result<(Image, Version, Vec<Build>), StoreError> {
     let image = Image {
         sequence: next_sequence(connection).await?,
         id: ImageId::random(),
@@ -107,18 +106,19 @@ pub(crate) async fn insert(
     .await
     .map_err(failed("add an image"))?;
     let first = ImageRef { image_id: image.id, version: ImageVersion::FIRST };
-    let (version, build) = insert_version(connection, first, definition, now).await?;
-    Ok((image, version, build))
+    let (version, builds) = insert_version(connection, first, definition, architectures, now).await?;
+    Ok((image, version, builds))
 }
 
-/// Adds the next version of an image, and its build, both waiting; the image is in this state until it is built.
+/// Adds the next version of an image, and its builds, all waiting; the image is in this state until they have ended.
 pub(crate) async fn insert_next(
     connection: &mut SqliteConnection,
     id: &ImageId,
     state: ImageState,
     definition: &Definition,
+    architectures: &[Architecture],
     now: i64,
-) -> Result<(Version, Build), StoreError> {
+) -> Result<(Version, Vec<Build>), StoreError> {
     let major: i64 = sqlx::query_scalar(
         "UPDATE images SET state = ?, last_version = last_version + 1, updated_at = ? WHERE id = ?
          RETURNING last_version",
@@ -130,15 +130,16 @@ pub(crate) async fn insert_next(
     .await
     .map_err(failed("number a version"))?;
     let version = ImageVersion::from_major(number("images.last_version", &id.to_string(), major)?);
-    insert_version(connection, ImageRef { image_id: *id, version }, definition, now).await
+    insert_version(connection, ImageRef { image_id: *id, version }, definition, architectures, now).await
 }
 
 async fn insert_version(
     connection: &mut SqliteConnection,
     reference: ImageRef,
     definition: &Definition,
+    architectures: &[Architecture],
     now: i64,
-) -> Result<(Version, Build), StoreError> {
+) -> Result<(Version, Vec<Build>), StoreError> {
     let version = Version {
         image: reference,
         state: VersionState::Pending,
@@ -161,25 +162,43 @@ async fn insert_version(
     .execute(&mut *connection)
     .await
     .map_err(failed("add an image version"))?;
+    let mut builds = Vec::with_capacity(architectures.len());
+    for &architecture in architectures {
+        builds.push(insert_build(connection, &version.image, architecture, now).await?);
+    }
+    Ok((version, builds))
+}
+
+async fn insert_build(
+    connection: &mut SqliteConnection,
+    reference: &ImageRef,
+    architecture: Architecture,
+    now: i64,
+) -> Result<Build, StoreError> {
     let build = Build {
         sequence: next_sequence(connection).await?,
         id: BuildId::random(),
-        image: version.image.clone(),
+        image: reference.clone(),
+        architecture,
         state: BuildState::Pending,
         outcome: Outcome::default(),
         created_at: now,
     };
-    sqlx::query("INSERT INTO builds (id, sequence, image_id, version, state, created_at) VALUES (?, ?, ?, ?, ?, ?)")
-        .bind(build.id.to_string())
-        .bind(build.sequence)
-        .bind(version.image.image_id.to_string())
-        .bind(i64::from(version.image.version.major()))
-        .bind(build.state.as_str())
-        .bind(now)
-        .execute(connection)
-        .await
-        .map_err(failed("add a build"))?;
-    Ok((version, build))
+    sqlx::query(
+        "INSERT INTO builds (id, sequence, image_id, version, architecture, state, created_at)
+         VALUES (?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(build.id.to_string())
+    .bind(build.sequence)
+    .bind(reference.image_id.to_string())
+    .bind(i64::from(reference.version.major()))
+    .bind(architecture.as_str())
+    .bind(build.state.as_str())
+    .bind(now)
+    .execute(connection)
+    .await
+    .map_err(failed("add a build"))?;
+    Ok(build)
 }
 
 /// The image of this name.
@@ -361,15 +380,19 @@ pub(crate) async fn versions_of(connection: &mut SqliteConnection, id: &ImageId)
     rows.iter().map(|row| Ok(version(row)?.image)).collect()
 }
 
-/// Every version that is built and not being removed: what a host must keep.
-pub(crate) async fn built(connection: &mut SqliteConnection) -> Result<Vec<ImageRef>, StoreError> {
+/// What a host must keep: every version that is built and not being removed, and every one of which a build is done and
+/// another is still to come.
+pub(crate) async fn kept(connection: &mut SqliteConnection) -> Result<Vec<ImageRef>, StoreError> {
     let rows = sqlx::query(
-        "SELECT image_versions.* FROM image_versions JOIN images ON images.id = image_versions.image_id
-         WHERE image_versions.state = ? AND images.state <> ? AND images.state <> ?",
+        "SELECT v.* FROM image_versions v JOIN images ON images.id = v.image_id
+         WHERE images.state <> ? AND images.state <> ? AND (v.state = ? OR v.state = ? AND EXISTS
+            (SELECT 1 FROM builds b WHERE b.image_id = v.image_id AND b.version = v.version AND b.state = ?))",
     )
-    .bind(VersionState::Successful.as_str())
     .bind(ImageState::Deleting.as_str())
     .bind(ImageState::DeleteFailed.as_str())
+    .bind(VersionState::Successful.as_str())
+    .bind(VersionState::InProgress.as_str())
+    .bind(BuildState::Successful.as_str())
     .fetch_all(connection)
     .await
     .map_err(failed("list built image versions"))?;
@@ -392,18 +415,22 @@ pub(crate) async fn find_build(
     row.as_ref().map(build).transpose()
 }
 
-/// At most `limit` builds of a version older than `before`, newest first.
+/// At most `limit` builds of a version, for these architectures and older than `before`, newest first.
 pub(crate) async fn list_builds(
     connection: &mut SqliteConnection,
     reference: &ImageRef,
+    architectures: &[Architecture],
     before: i64,
     limit: u32,
 ) -> Result<Vec<Build>, StoreError> {
     let rows = sqlx::query(
-        "SELECT * FROM builds WHERE image_id = ? AND version = ? AND sequence < ? ORDER BY sequence DESC LIMIT ?",
+        "SELECT * FROM builds
+         WHERE image_id = ? AND version = ? AND architecture IN (SELECT value FROM json_each(?)) AND sequence < ?
+         ORDER BY sequence DESC LIMIT ?",
     )
     .bind(reference.image_id.to_string())
     .bind(i64::from(reference.version.major()))
+    .bind(json(&architectures))
     .bind(before)
     .bind(limit)
     .fetch_all(connection)
@@ -412,14 +439,28 @@ pub(crate) async fn list_builds(
     rows.iter().map(build).collect()
 }
 
-/// How many builds have not come to an end.
-pub(crate) async fn count_unfinished_builds(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
-    sqlx::query_scalar("SELECT COUNT(*) FROM builds WHERE state = ? OR state = ?")
-        .bind(BuildState::Pending.as_str())
-        .bind(BuildState::InProgress.as_str())
+/// What the builds of a version are for, in the order of creation, and how far they have come.
+pub(crate) async fn builds_of(
+    connection: &mut SqliteConnection,
+    reference: &ImageRef,
+) -> Result<Vec<(Architecture, BuildState)>, StoreError> {
+    let rows = sqlx::query("SELECT * FROM builds WHERE image_id = ? AND version = ? ORDER BY sequence")
+        .bind(reference.image_id.to_string())
+        .bind(i64::from(reference.version.major()))
+        .fetch_all(connection)
+        .await
+        .map_err(failed("list builds"))?;
+    rows.iter().map(|row| build(row).map(|build| (build.architecture, build.state))).collect()
+}
+
+/// How many versions have builds that have not come to an end.
+pub(crate) async fn count_unfinished_versions(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
+    sqlx::query_scalar("SELECT COUNT(*) FROM image_versions WHERE state = ? OR state = ?")
+        .bind(VersionState::Pending.as_str())
+        .bind(VersionState::InProgress.as_str())
         .fetch_one(connection)
         .await
-        .map_err(failed("count builds"))
+        .map_err(failed("count versions being built"))
 }
 
 /// Every build that has not come to an end, in the order of creation.
@@ -433,13 +474,8 @@ pub(crate) async fn unfinished_builds(connection: &mut SqliteConnection) -> Resu
     rows.iter().map(build).collect()
 }
 
-/// Writes how far a build, and with it its version, has come.
-pub(crate) async fn set_build(
-    connection: &mut SqliteConnection,
-    build: &Build,
-    status: VersionStatus,
-    now: i64,
-) -> Result<(), StoreError> {
+/// Writes how far a build has come.
+pub(crate) async fn set_build(connection: &mut SqliteConnection, build: &Build) -> Result<(), StoreError> {
     let bytes = |bytes: Option<u64>| bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
     sqlx::query(
         "UPDATE builds SET state = ?, state_reason = ?, memory_snapshot_bytes = ?, code_install_bytes = ?,
@@ -452,10 +488,10 @@ pub(crate) async fn set_build(
     .bind(bytes(build.outcome.code_install_bytes))
     .bind(bytes(build.outcome.disk_snapshot_bytes))
     .bind(build.id.to_string())
-    .execute(&mut *connection)
+    .execute(connection)
     .await
     .map_err(failed("update a build"))?;
-    set_version(connection, &build.image, version_state(build.state), status, now).await
+    Ok(())
 }
 
 /// Writes an image's state, and which of its versions are now the newest that may be launched and the newest that

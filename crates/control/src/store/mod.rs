@@ -160,6 +160,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (3, "connectors", include_str!("migrations/0003_connectors.sql")),
     (4, "iam", include_str!("migrations/0004_iam.sql")),
     (5, "memory", include_str!("migrations/0005_memory.sql")),
+    (6, "architectures", include_str!("migrations/0006_architectures.sql")),
 ];
 
 fn migrations() -> Migrator {
@@ -212,4 +213,21 @@ where
 /// Plain data as JSON.
 fn json<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("records are plain data with text keys")
+}
+
+/// Makes a database what it was before versions could have several builds.
+#[cfg(test)]
+pub(crate) async fn forget_architectures(database: &Path) {
+    let store = Store::open(database).await.expect("it opens");
+    for sql in [
+        "UPDATE image_versions SET definition_json = json_set(definition_json, '$.plan.architecture', 'ARM_64')",
+        "UPDATE microvms SET spec_json = json_remove(spec_json, '$.architecture')",
+        "DROP INDEX builds_by_architecture",
+        "ALTER TABLE builds DROP COLUMN architecture",
+        "DELETE FROM _sqlx_migrations WHERE description = 'architectures'",
+    ] {
+        let mut connection = store.write().await.expect("a connection");
+        sqlx::query(sql).execute(&mut *connection).await.expect(sql);
+    }
+    store.close().await;
 }

@@ -1,5 +1,6 @@
 //! Control against a host whose answers the test chooses.
 
+mod architectures;
 mod connectors;
 mod histories;
 mod images;

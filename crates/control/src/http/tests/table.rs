@@ -24,7 +24,7 @@ impl Operations for Table {
         _: &Caller,
         request: CreateMicrovmImageRequest,
     ) -> Result<CreateMicrovmImageResponse, ServiceError> {
-        let plan = request.version.plan(REGION, Architecture::X86_64)?;
+        let plan = request.version.plan(REGION, &[Architecture::X86_64])?;
         Ok(CreateMicrovmImageResponse {
             image_arn: image_arn(),
             name: request.name,
@@ -97,7 +97,7 @@ impl Operations for Table {
             state: VersionState::Successful,
             status: VersionStatus::Active,
             state_reason: None,
-            configuration: create.version.plan(REGION, Architecture::X86_64)?.configuration,
+            configuration: create.version.plan(REGION, &[Architecture::X86_64])?.configuration,
             tags: None,
             created_at: Timestamp::from_unix_ms(1_500),
             updated_at: None,

@@ -103,7 +103,7 @@ fn full_definition() -> Value {
         "description": "everything there is to say",
         "logging": {"cloudWatch": {"logGroup": "/a/group", "logStream": "a-stream"}},
         "egressNetworkConnectors": [EGRESS],
-        "cpuConfigurations": [{"architecture": "X86_64"}],
+        "cpuConfigurations": [{"architecture": "X86_64"}, {"architecture": "ARM_64"}],
         "resources": [{"minimumMemoryInMiB": 512}],
         "additionalOsCapabilities": ["ALL"],
         "hooks": {
@@ -284,7 +284,7 @@ pub fn entries() -> &'static [Entry] {
                 Ok(parameters)
             },
             missing: &[(no_version, NOT_FOUND, NO_SUCH_VERSION)],
-            differs: "one build per version: this host's architecture",
+            differs: "one build for each architecture of `cpuConfigurations`; the real service builds for two generations of `GRAVITON`",
         },
         Entry {
             name: "GetMicrovmImageBuild",

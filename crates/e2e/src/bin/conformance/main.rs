@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod builds;
 mod checks;
 mod clients;
 mod document;
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
         eprintln!("conformance: {error:#}");
         return ExitCode::FAILURE;
     }
-    let named = [checks::TESTS, states::TESTS, clients::TESTS, s3::TESTS, document::TESTS];
+    let named = [checks::TESTS, states::TESTS, builds::TESTS, clients::TESTS, s3::TESTS, document::TESTS];
     let mut trials: Vec<_> = named.into_iter().flatten().map(|(name, test)| trial((*name).to_owned(), *test)).collect();
     for entry in entries::entries() {
         for (what, check) in checks::PER_OPERATION {

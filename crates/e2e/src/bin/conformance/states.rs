@@ -32,7 +32,8 @@ const OK: &str = "";
 /// Refused because it has ended.
 const ENDED: &str = "has been terminated and its state cannot be changed.";
 
-fn refused(result: anyhow::Result<Value>, kind: &str, message: &str) -> anyhow::Result<()> {
+/// Wants a call to have been refused so.
+pub fn refused(result: anyhow::Result<Value>, kind: &str, message: &str) -> anyhow::Result<()> {
     let error = match result {
         Ok(answer) => anyhow::bail!("answered {answer} instead of {kind}: {message}"),
         Err(error) => error.downcast::<e2e::AwsError>()?,
