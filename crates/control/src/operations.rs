@@ -69,13 +69,14 @@ impl Resources for Control {
 }
 
 macro_rules! operations {
-    ($($method:ident($control:ident, $input:ident: $request:ident) -> $response:ident $answer:block)+) => {
+    ($($method:ident($control:ident $(for $by:ident)?, $input:ident: $request:ident) -> $response:ident $answer:block)+) => {
         #[async_trait::async_trait]
         impl Operations for Control {
             $(
                 async fn $method(&self, caller: &Caller, $input: $request) -> Result<$response, ServiceError> {
                     self.admit(caller)?;
                     let $control = &self.shared;
+                    $(let $by = caller;)?
                     $answer
                 }
             )+
@@ -123,8 +124,8 @@ operations! {
     list_managed_microvm_image_versions(shared, request: ListManagedMicrovmImageVersionsRequest) -> ListManagedMicrovmImageVersionsResponse {
         managed::list_versions(shared, &request)
     }
-    run_microvm(shared, request: RunMicrovmRequest) -> RunMicrovmResponse {
-        microvms::run(shared, request).await
+    run_microvm(shared for caller, request: RunMicrovmRequest) -> RunMicrovmResponse {
+        microvms::run(shared, caller, request).await
     }
     get_microvm(shared, request: GetMicrovmRequest) -> GetMicrovmResponse {
         microvms::get(shared, &request.microvm_identifier).await

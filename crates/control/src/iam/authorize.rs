@@ -109,6 +109,11 @@ pub fn permit(caller: &Caller, action: &str, resource: &str) -> Result<(), Servi
     refused_unless(decide(policies, action, resource), caller, action, resource)
 }
 
+/// Allows passing a connector on, or refuses it.
+pub(crate) fn permit_connector(caller: &Caller, arn: &str) -> Result<(), ServiceError> {
+    permit(caller, PASS_CONNECTOR, &canonical(arn))
+}
+
 /// A microVM's operations are authorised on its image. Whether there is such a microVM, and of which image, is for those
 /// to know who may do this to it: one that is not there is for those who may do it to all, and every refusal reads the
 /// same, whatever was found.

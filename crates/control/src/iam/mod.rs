@@ -17,6 +17,7 @@ mod seal;
 mod tests;
 
 pub use admin::{Admin, IamError};
+pub(crate) use authorize::permit_connector;
 pub use authorize::{Resources, authorize, permit};
 pub use evaluate::Decision;
 pub use policy::{Policy, PolicyError};

@@ -28,7 +28,9 @@ use super::{
     state::State,
 };
 use crate::{
+    auth::Caller,
     connectors::usage,
+    iam::permit_connector,
     idempotency::ClientToken,
     images::{
         operations::image_of,
@@ -43,11 +45,12 @@ use crate::{
 /// `RunMicrovm`.
 pub(crate) async fn run(
     shared: &Arc<Shared>,
+    caller: &Caller,
     mut request: RunMicrovmRequest,
 ) -> Result<RunMicrovmResponse, ServiceError> {
     let plan = request.plan(&shared.config.region)?;
     let token = request.client_token.take().map(|token| ClientToken::new("RunMicrovm", token, &request));
-    let own = shared.clone();
+    let (own, caller) = (shared.clone(), caller.clone());
     shared
         .carry_through(async move {
             let mut transaction = own.store.begin().await.map_err(hidden)?;
@@ -68,7 +71,11 @@ pub(crate) async fn run(
                 Some(ways) => ways,
                 None => {
                     let inherited = version.definition.configuration.egress_network_connectors.as_deref();
-                    EgressConnector::from_arns(inherited.unwrap_or_default(), &own.config.region)?
+                    let inherited = inherited.unwrap_or_default();
+                    // The caller was allowed to pass on those of the version that was to be launched a moment ago, which
+                    // need not be this one.
+                    inherited.iter().try_for_each(|arn| permit_connector(&caller, arn))?;
+                    EgressConnector::from_arns(inherited, &own.config.region)?
                 }
             };
             let (egress, uses) = usage::resolve(&own, &mut transaction, &ways).await?;

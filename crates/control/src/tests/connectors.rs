@@ -24,6 +24,7 @@ use crate::{
     testing::{Fixture, create_request, run_request, until},
 };
 
+mod passing;
 mod random;
 
 const ROLE: &str = "arn:aws:iam::000000000000:role/operator";
