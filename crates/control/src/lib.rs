@@ -104,6 +104,11 @@ impl Control {
         iam::follow::start(&self.shared, principals, key).await
     }
 
+    /// Writes into this log, from now on, what commands have changed and will change beside this server.
+    pub fn tell_changes(&self, audit: audit::Audit) {
+        iam::told::start(&self.shared, audit);
+    }
+
     /// Begins nothing new and lets what is going on finish, until the deadline; then ends the rest where it is. Running
     /// microVMs stay running, for the next start to find.
     pub async fn drain(&self, deadline: Duration) {

@@ -4,7 +4,7 @@
 use std::io::{self, Read, Write};
 
 use anyhow::{Context, bail};
-use control::iam::{Admin, policy::DOCUMENT_BYTES_MAX};
+use control::iam::{Admin, LocalUser, policy::DOCUMENT_BYTES_MAX};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
@@ -25,7 +25,9 @@ pub fn run(arguments: &IamArguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let key = access::sealing_key(&config.data_dir)?;
-        let admin = Admin::open(&config.data_dir.join("state.db"), key).await.context("the state cannot be opened")?;
+        let by = LocalUser { name: whoever(), account: config.account.clone() };
+        let admin = Admin::open(&config.data_dir.join("state.db"), key, by).await;
+        let admin = admin.context("the state cannot be opened")?;
         let result = done(&admin, &config, &arguments.verb).await;
         admin.close().await;
         result
@@ -78,6 +80,19 @@ async fn done(admin: &Admin, config: &Config, verb: &IamVerb) -> anyhow::Result<
         IamVerb::Policy(PolicyVerb::Delete { user, name }) => admin.delete_policy(user, name).await?,
     }
     Ok(())
+}
+
+/// Who runs this command, for the audit log: the user of the process, and if that came by sudo, whose it was before. Sudo
+/// says it in the environment, where root could have written anything; but root could write anything into the log as well.
+fn whoever() -> String {
+    let name = match rustix::process::getuid() {
+        root if root.is_root() => "local:root".to_owned(),
+        other => format!("local:uid-{}", other.as_raw()),
+    };
+    match std::env::var("SUDO_USER") {
+        Ok(user) if !user.is_empty() => format!("{name} (sudo by {user})"),
+        Ok(_) | Err(_) => name,
+    }
 }
 
 fn user_arn(config: &Config, name: &str) -> String {

@@ -129,6 +129,7 @@ where
         .await
         .context("users and policies cannot be read")?;
     let audit = Audit::start(data_dir.join("logs/audit.jsonl"), audit::Limits::default());
+    control.tell_changes(audit.clone());
     let authenticator = Arc::new(Authenticator::new(Arc::clone(&principals), config.region.clone()));
     let gateway = Gateway {
         lambda: control::http::router(

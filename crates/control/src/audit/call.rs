@@ -43,6 +43,25 @@ struct Line {
     error: Option<String>,
 }
 
+/// The line, with its end, of a change that a command made beside the server: by whom, with which command, what it did,
+/// to what. What is told is done, which is a status of 200.
+pub(crate) fn change(by: &str, command: &str, action: &str, resources: &[String]) -> String {
+    let line = Line {
+        time: IsoTimestamp(SystemTime::now().into()),
+        request_id: Uuid::new_v4(),
+        service: "iam",
+        action: Some(action.to_owned()),
+        principal: Some(cut(by)),
+        access_key_id: None,
+        source_address: None,
+        request: cut(command),
+        resources: resources.iter().take(RESOURCES_MAX).map(|text| cut(text)).collect(),
+        status: Some(200),
+        error: None,
+    };
+    serde_json::to_string(&line).unwrap_or_default() + "\n"
+}
+
 /// A call that goes on. It leaves its line when it ends, and also when it is dropped before: its client went away, say.
 #[derive(Debug)]
 pub struct Call {

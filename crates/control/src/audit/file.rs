@@ -73,6 +73,11 @@ impl RotatingFile {
         result
     }
 
+    /// Makes what was added last as lasting as the disk can.
+    pub fn sync(&self) -> io::Result<()> {
+        self.open.as_ref().map_or(Ok(()), |(file, _)| file.sync_data())
+    }
+
     fn put_aside(&self) -> io::Result<()> {
         let absent_is_fine = |result: io::Result<()>| match result {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -12,6 +12,7 @@ mod file;
 mod tests;
 
 use std::{
+    io,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -24,8 +25,10 @@ use std::{
 
 use api::timestamp::IsoTimestamp;
 use serde_json::json;
+use tokio::sync::oneshot;
 use tracing::error;
 
+pub(crate) use self::call::change;
 pub use self::call::{Call, SourceAddress};
 use self::file::RotatingFile;
 
@@ -69,6 +72,8 @@ struct Untold {
 
 enum Message {
     Line(Vec<u8>),
+    /// A line that is written down elsewhere until it is on the disk, and who waits for that.
+    Kept(Vec<u8>, oneshot::Sender<io::Result<()>>),
     Stop,
 }
 
@@ -143,6 +148,15 @@ impl Audit {
         }
     }
 
+    /// Takes a line whose loss is not to be counted but made good by its giver; returns once it is on the disk.
+    pub(crate) async fn keep(&self, line: Vec<u8>) -> io::Result<()> {
+        let (done, written) = oneshot::channel();
+        self.queue
+            .try_send(Message::Kept(line, done))
+            .map_err(|_| io::Error::other("the audit log takes no line now"))?;
+        written.await.unwrap_or_else(|_| Err(io::Error::other("the audit log has ended")))
+    }
+
     /// Writes what is left and ends. What is said afterwards is lost.
     pub fn stop(&self) {
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -163,15 +177,25 @@ fn write(lines: &Receiver<Message>, mut file: RotatingFile, untold: &Untold) {
             Err(RecvTimeoutError::Disconnected) => Some(Message::Stop),
         };
         let stop = matches!(message, Some(Message::Stop));
-        if let Some(Message::Line(line)) = message
-            && let Err(failure) = file.append(&line)
-        {
-            untold.lost.fetch_add(1, Ordering::Relaxed);
-            if complained.is_none_or(|last| last.elapsed() >= COMPLAINT_EVERY) {
-                complained = Some(Instant::now());
-                let error = &failure as &dyn std::error::Error;
-                error!(error, "the audit log cannot be written; calls go on, and the lines that are lost are counted");
+        let failure = match message {
+            Some(Message::Line(line)) => {
+                let failure = file.append(&line).err();
+                untold.lost.fetch_add(u64::from(failure.is_some()), Ordering::Relaxed);
+                failure
             }
+            Some(Message::Kept(line, done)) => {
+                // Nobody waits any more when the server stops; the line is then written once more by the next.
+                let _ = done.send(file.append(&line).and_then(|()| file.sync()));
+                None
+            }
+            Some(Message::Stop) | None => None,
+        };
+        if let Some(failure) = failure
+            && complained.is_none_or(|last| last.elapsed() >= COMPLAINT_EVERY)
+        {
+            complained = Some(Instant::now());
+            let error = &failure as &dyn std::error::Error;
+            error!(error, "the audit log cannot be written; calls go on, and the lines that are lost are counted");
         }
         if stop || counted.elapsed() >= COUNTS_EVERY {
             counted = Instant::now();

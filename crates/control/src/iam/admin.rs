@@ -10,7 +10,10 @@ use super::{
     records::{KeyRecord, PolicyRecord, UserRecord},
     seal::{RandomError, SealingKey, random_text},
 };
-use crate::store::{Connection, Store, StoreError, commit, iam as rows};
+use crate::{
+    audit,
+    store::{Connection, Store, StoreError, audit as audit_rows, commit, iam as rows},
+};
 
 /// Most users of an account, as in AWS.
 pub const USERS_MAX: i64 = 5000;
@@ -20,6 +23,9 @@ pub const KEYS_PER_USER_MAX: usize = 2;
 
 /// Most policies of a user, as AWS's quota for managed policies.
 pub const POLICIES_PER_USER_MAX: usize = 10;
+
+/// Most changes that no server has written into its audit log yet. A server that runs writes them within a second.
+pub const UNTOLD_MAX: i64 = 10_000;
 
 const BASE32: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -90,11 +96,21 @@ pub struct NewKey {
     pub secret: Sensitive,
 }
 
+/// Who makes changes at this machine, for the audit log.
+#[derive(Debug, Clone)]
+pub struct LocalUser {
+    /// What the machine knows them as, such as `local:root`.
+    pub name: String,
+    /// The account whose users they change.
+    pub account: String,
+}
+
 /// Manages what is in a database.
 #[derive(Debug)]
 pub struct Admin {
     store: Store,
     key: SealingKey,
+    by: LocalUser,
 }
 
 fn check_name(what: &'static str, name: &str, max: usize) -> Result<(), IamError> {
@@ -110,14 +126,46 @@ async fn user(connection: &mut Connection, name: &str) -> Result<UserRecord, Iam
     rows::find_user(connection, name).await?.ok_or_else(|| IamError::NoSuchUser(name.chars().take(200).collect()))
 }
 
+/// The name of the user that a key is of.
+async fn owner_of(connection: &mut Connection, id: &str) -> Result<String, IamError> {
+    rows::owner_of(connection, id).await?.ok_or_else(|| IamError::NoSuchKey(id.chars().take(200).collect()))
+}
+
+/// A policy of a user, as the audit log names it.
+fn policy_of(name: &str) -> String {
+    format!("policy/{name}")
+}
+
 fn now() -> i64 {
     Timestamp::from(SystemTime::now()).unix_ms()
 }
 
 impl Admin {
     /// Opens the database, making it as needed.
-    pub async fn open(database: &Path, key: SealingKey) -> Result<Self, IamError> {
-        Ok(Self { store: Store::open(database).await?, key })
+    pub async fn open(database: &Path, key: SealingKey, by: LocalUser) -> Result<Self, IamError> {
+        Ok(Self { store: Store::open(database).await?, key, by })
+    }
+
+    /// Lets a running server see that something has changed, and notes the line that its audit log gets. Part of the
+    /// change's transaction, so there is no change without its line and no line without its change.
+    async fn changed(
+        &self,
+        connection: &mut Connection,
+        (command, action): (&str, &str),
+        user: &str,
+        more: impl IntoIterator<Item = String>,
+    ) -> Result<(), IamError> {
+        if audit_rows::count(connection).await? >= UNTOLD_MAX {
+            return Err(IamError::Limit(format!(
+                "there are {UNTOLD_MAX} changes that are not in the audit log yet, as no server has run since: run \
+                 `pilotlight serve` once"
+            )));
+        }
+        let mut about = vec![format!("arn:aws:iam::{}:user/{user}", self.by.account)];
+        about.extend(more);
+        let line = audit::change(&self.by.name, &format!("pilotlight iam {command}"), action, &about);
+        audit_rows::add(connection, &line).await?;
+        Ok(rows::changed(connection).await?)
     }
 
     /// Closes it.
@@ -138,7 +186,7 @@ impl Admin {
             return Err(IamError::Limit(format!("there are {USERS_MAX} users already, the most an account can have")));
         }
         rows::insert_user(&mut transaction, &made).await?;
-        rows::changed(&mut transaction).await?;
+        self.changed(&mut transaction, ("user create", "iam:CreateUser"), &made.name, []).await?;
         commit(transaction).await?;
         Ok(made)
     }
@@ -152,13 +200,14 @@ impl Admin {
     pub async fn delete_user(&self, name: &str, force: bool) -> Result<(), IamError> {
         let mut transaction = self.store.begin().await?;
         let user = user(&mut transaction, name).await?;
-        let keys = rows::keys(&mut transaction, Some(&user.id)).await?.len();
-        let policies = rows::policies(&mut transaction, Some(&user.id)).await?.len();
-        if keys + policies > 0 && !force {
-            return Err(IamError::InUse { user: user.name, keys, policies });
+        let keys = rows::keys(&mut transaction, Some(&user.id)).await?;
+        let policies = rows::policies(&mut transaction, Some(&user.id)).await?;
+        if keys.len() + policies.len() > 0 && !force {
+            return Err(IamError::InUse { user: user.name, keys: keys.len(), policies: policies.len() });
         }
         rows::delete_user(&mut transaction, &user.id).await?;
-        rows::changed(&mut transaction).await?;
+        let with_it = keys.into_iter().map(|key| key.id).chain(policies.into_iter().map(|it| policy_of(&it.name)));
+        self.changed(&mut transaction, ("user delete", "iam:DeleteUser"), &user.name, with_it).await?;
         Ok(commit(transaction).await?)
     }
 
@@ -177,7 +226,8 @@ impl Admin {
         let sealed_secret = self.key.seal(&id, &user.id, &secret)?;
         let made = KeyRecord { id: id.clone(), user_id: user.id, sealed_secret, active: true, created_at: now() };
         rows::insert_key(&mut transaction, &made).await?;
-        rows::changed(&mut transaction).await?;
+        let done = ("key create", "iam:CreateAccessKey");
+        self.changed(&mut transaction, done, &user.name, [id.clone()]).await?;
         commit(transaction).await?;
         Ok(NewKey { id, secret })
     }
@@ -195,20 +245,20 @@ impl Admin {
     /// Makes a key good, or good for nothing until it is made good again.
     pub async fn set_key_active(&self, id: &str, active: bool) -> Result<(), IamError> {
         let mut transaction = self.store.begin().await?;
-        if !rows::set_key_active(&mut transaction, id, active).await? {
-            return Err(IamError::NoSuchKey(id.chars().take(200).collect()));
-        }
-        rows::changed(&mut transaction).await?;
+        let owner = owner_of(&mut transaction, id).await?;
+        rows::set_key_active(&mut transaction, id, active).await?;
+        let command = if active { "key activate" } else { "key deactivate" };
+        let done = (command, "iam:UpdateAccessKey");
+        self.changed(&mut transaction, done, &owner, [id.to_owned()]).await?;
         Ok(commit(transaction).await?)
     }
 
     /// Deletes a key.
     pub async fn delete_key(&self, id: &str) -> Result<(), IamError> {
         let mut transaction = self.store.begin().await?;
-        if !rows::delete_key(&mut transaction, id).await? {
-            return Err(IamError::NoSuchKey(id.chars().take(200).collect()));
-        }
-        rows::changed(&mut transaction).await?;
+        let owner = owner_of(&mut transaction, id).await?;
+        rows::delete_key(&mut transaction, id).await?;
+        self.changed(&mut transaction, ("key delete", "iam:DeleteAccessKey"), &owner, [id.to_owned()]).await?;
         Ok(commit(transaction).await?)
     }
 
@@ -228,7 +278,7 @@ impl Admin {
         let put =
             PolicyRecord { user_id: user.id, name: name.to_owned(), document: document.to_owned(), updated_at: now() };
         rows::put_policy(&mut transaction, &put).await?;
-        rows::changed(&mut transaction).await?;
+        self.changed(&mut transaction, ("policy put", "iam:PutUserPolicy"), &user.name, [policy_of(name)]).await?;
         Ok(commit(transaction).await?)
     }
 
@@ -252,7 +302,8 @@ impl Admin {
         if !rows::delete_policy(&mut transaction, &user.id, name).await? {
             return Err(no_such_policy(user_name, name));
         }
-        rows::changed(&mut transaction).await?;
+        let done = ("policy delete", "iam:DeleteUserPolicy");
+        self.changed(&mut transaction, done, &user.name, [policy_of(name)]).await?;
         Ok(commit(transaction).await?)
     }
 }

@@ -15,8 +15,9 @@ pub mod records;
 mod seal;
 #[cfg(test)]
 mod tests;
+pub(crate) mod told;
 
-pub use admin::{Admin, IamError};
+pub use admin::{Admin, IamError, LocalUser};
 pub(crate) use authorize::permit_connector;
 pub use authorize::{Resources, authorize, permit};
 pub use evaluate::Decision;

@@ -1,15 +1,17 @@
 //! Users, keys and policies over a real database, changed from beside the control that serves.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
 
 use api::sensitive::Sensitive;
+use serde_json::json;
 
 use super::{
-    Admin, IamError, SealingKey,
-    admin::{KEYS_PER_USER_MAX, POLICIES_PER_USER_MAX},
+    Admin, IamError, LocalUser, SealingKey,
+    admin::{KEYS_PER_USER_MAX, POLICIES_PER_USER_MAX, UNTOLD_MAX},
     policy::PolicyError,
 };
 use crate::{
+    audit::{Audit, Limits},
     auth::{AccessKey, Identity, Principals},
     testing::{Fixture, until},
 };
@@ -20,8 +22,12 @@ fn key() -> SealingKey {
     SealingKey::new([3; 32])
 }
 
+fn by() -> LocalUser {
+    LocalUser { name: "local:root".into(), account: "000000000000".into() }
+}
+
 async fn admin(directory: &tempfile::TempDir) -> Admin {
-    Admin::open(&directory.path().join("state.db"), key()).await.expect("it opens")
+    Admin::open(&directory.path().join("state.db"), key(), by()).await.expect("it opens")
 }
 
 #[tokio::test]
@@ -81,7 +87,8 @@ async fn several_may_make_the_database_at_once() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("state.db");
     // On one thread: none may keep the others from their turn.
-    let (a, b, c) = tokio::join!(Admin::open(&path, key()), Admin::open(&path, key()), Admin::open(&path, key()));
+    let (a, b, c) =
+        tokio::join!(Admin::open(&path, key(), by()), Admin::open(&path, key(), by()), Admin::open(&path, key(), by()));
     for opened in [a, b, c] {
         opened.expect("it opens").close().await;
     }
@@ -110,7 +117,7 @@ async fn served() -> (Fixture, Arc<Principals>, Admin) {
     let root = AccessKey { id: "key".into(), secret: Sensitive::new("root") };
     let principals = Principals::new("000000000000".into(), root);
     fixture.control().follow_principals(Arc::clone(&principals), key()).await.expect("it looks");
-    let admin = Admin::open(&fixture.database(), key()).await.expect("it opens");
+    let admin = Admin::open(&fixture.database(), key(), by()).await.expect("it opens");
     (fixture, principals, admin)
 }
 
@@ -173,4 +180,100 @@ async fn what_cannot_be_read_any_more_lets_nobody_in() {
     fixture.control().follow_principals(Arc::clone(&principals), other).await.expect("it looks");
     assert!(principals.caller(&made.id, "us-east-1").is_none());
     assert!(principals.caller("key", "us-east-1").is_some());
+}
+
+/// Every line of the log, those put aside included, in the order in which they were written.
+fn audit_lines(log: &Path) -> Vec<serde_json::Value> {
+    let directory = log.parent().expect("a directory");
+    let Ok(files) = std::fs::read_dir(directory) else { return vec![] };
+    let mut files: Vec<_> = files.map(|file| file.expect("a file").path()).collect();
+    files.sort_by_key(|path| std::cmp::Reverse(path.extension().and_then(|it| it.to_str()?.parse::<u32>().ok())));
+    let text: String = files.iter().map(|path| std::fs::read_to_string(path).expect("text")).collect();
+    text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+}
+
+#[tokio::test]
+async fn every_change_is_in_the_audit_log_once() {
+    let (fixture, _, admin) = served().await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let log = directory.path().join("logs/audit.jsonl");
+    // No server that writes a log runs yet.
+    admin.create_user("ann").await.expect("a user");
+    let made = admin.create_key("Ann").await.expect("a key");
+    admin.put_policy("ann", "all", ALLOW).await.expect("a policy");
+    admin.create_user("ANN").await.expect_err("what is refused changes nothing");
+    admin.delete_key("AKIANONE").await.expect_err("likewise");
+    assert!(!log.exists());
+
+    // Files so small that most lines begin one of their own.
+    let audit = Audit::start(log.clone(), Limits { file_bytes: 500, files_kept: 50 });
+    fixture.control().tell_changes(audit.clone());
+    until("the three are told", async || audit_lines(&log).len() == 3).await;
+    admin.set_key_active(&made.id, false).await.expect("changed");
+    admin.set_key_active(&made.id, true).await.expect("changed");
+    admin.delete_key(&made.id).await.expect("deleted");
+    let second = admin.create_key("ann").await.expect("a key");
+    admin.put_policy("ann", "more", ALLOW).await.expect("a policy");
+    admin.delete_policy("ann", "more").await.expect("deleted");
+    admin.delete_user("ann", false).await.expect_err("in use");
+    admin.delete_user("ann", true).await.expect("deleted");
+    until("all are told", async || audit_lines(&log).len() == 10).await;
+    audit.stop();
+
+    let ann = "arn:aws:iam::000000000000:user/ann";
+    let told = audit_lines(&log);
+    let what: Vec<_> = told.iter().map(|it| json!([it["request"], it["action"], it["resources"]])).collect();
+    assert_eq!(
+        what,
+        [
+            json!(["pilotlight iam user create", "iam:CreateUser", [ann]]),
+            json!(["pilotlight iam key create", "iam:CreateAccessKey", [ann, made.id]]),
+            json!(["pilotlight iam policy put", "iam:PutUserPolicy", [ann, "policy/all"]]),
+            json!(["pilotlight iam key deactivate", "iam:UpdateAccessKey", [ann, made.id]]),
+            json!(["pilotlight iam key activate", "iam:UpdateAccessKey", [ann, made.id]]),
+            json!(["pilotlight iam key delete", "iam:DeleteAccessKey", [ann, made.id]]),
+            json!(["pilotlight iam key create", "iam:CreateAccessKey", [ann, second.id]]),
+            json!(["pilotlight iam policy put", "iam:PutUserPolicy", [ann, "policy/more"]]),
+            json!(["pilotlight iam policy delete", "iam:DeleteUserPolicy", [ann, "policy/more"]]),
+            json!(["pilotlight iam user delete", "iam:DeleteUser", [ann, second.id, "policy/all"]]),
+        ]
+    );
+    assert!(told.iter().all(|it| it["principal"] == "local:root" && it["status"] == 200), "{told:?}");
+    let ids: HashSet<_> = told.iter().map(|it| it["requestId"].to_string()).collect();
+    assert_eq!(ids.len(), told.len(), "each once");
+    let text = format!("{told:?}");
+    for secret in [made.secret, second.secret] {
+        assert!(!text.contains(secret.expose()));
+    }
+    assert!(!text.contains("Statement"), "nor what policies say");
+}
+
+#[tokio::test]
+async fn a_line_that_cannot_be_written_is_written_by_the_next_server() {
+    let (mut fixture, _, admin) = served().await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let log = directory.path().join("logs/audit.jsonl");
+    // Where the directory of the log should be is a file.
+    std::fs::write(directory.path().join("logs"), "").expect("a file");
+    let audit = Audit::start(log.clone(), Limits::default());
+    fixture.control().tell_changes(audit.clone());
+    admin.create_user("ann").await.expect("a change waits for no log");
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    fixture.crash().await;
+    audit.stop();
+    std::fs::remove_file(directory.path().join("logs")).expect("gone");
+    fixture.start().await;
+    let audit = Audit::start(log.clone(), Limits::default());
+    fixture.control().tell_changes(audit.clone());
+    until("it is told", async || audit_lines(&log).len() == 1).await;
+    admin.create_user("bob").await.expect("a user");
+    until("so is the next", async || audit_lines(&log).len() == 2).await;
+
+    // What no server ever takes is not kept without end.
+    fixture.crash().await;
+    crate::store::audit::fill(&fixture.database(), UNTOLD_MAX - 1).await;
+    admin.create_user("cyd").await.expect("the last");
+    let error = admin.create_user("dan").await.expect_err("one too many").to_string();
+    assert!(error.contains("10000 changes that are not in the audit log yet"), "{error}");
+    assert_eq!(admin.users().await.expect("a list").len(), 3, "and no change without its line");
 }

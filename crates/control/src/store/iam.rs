@@ -119,29 +119,38 @@ pub(crate) async fn insert_key(connection: &mut SqliteConnection, key: &KeyRecor
     Ok(())
 }
 
-/// Makes a key good or not; answers whether there is such a key.
+/// Makes a key good or not.
 pub(crate) async fn set_key_active(
     connection: &mut SqliteConnection,
     id: &str,
     active: bool,
-) -> Result<bool, StoreError> {
-    let done = sqlx::query("UPDATE iam_access_keys SET active = ? WHERE id = ?")
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE iam_access_keys SET active = ? WHERE id = ?")
         .bind(active)
         .bind(id)
         .execute(connection)
         .await
         .map_err(failed("change an access key"))?;
-    Ok(done.rows_affected() > 0)
+    Ok(())
 }
 
-/// Removes a key; answers whether there was such a key.
-pub(crate) async fn delete_key(connection: &mut SqliteConnection, id: &str) -> Result<bool, StoreError> {
-    let done = sqlx::query("DELETE FROM iam_access_keys WHERE id = ?")
+/// The name of the user that a key is of; none if there is no such key.
+pub(crate) async fn owner_of(connection: &mut SqliteConnection, id: &str) -> Result<Option<String>, StoreError> {
+    sqlx::query_scalar("SELECT u.name FROM iam_access_keys k JOIN iam_users u ON u.id = k.user_id WHERE k.id = ?")
+        .bind(id)
+        .fetch_optional(connection)
+        .await
+        .map_err(failed("find an access key"))
+}
+
+/// Removes a key.
+pub(crate) async fn delete_key(connection: &mut SqliteConnection, id: &str) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM iam_access_keys WHERE id = ?")
         .bind(id)
         .execute(connection)
         .await
         .map_err(failed("remove an access key"))?;
-    Ok(done.rows_affected() > 0)
+    Ok(())
 }
 
 /// The policies of a user, or of all, by name.

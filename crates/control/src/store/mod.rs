@@ -1,6 +1,7 @@
 //! The database: the only place with SQL. One connection writes, so that writers queue here and not in SQLite's locks;
 //! a few others read.
 
+pub(crate) mod audit;
 pub(crate) mod connector_uses;
 pub(crate) mod connectors;
 pub(crate) mod iam;
@@ -161,6 +162,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (4, "iam", include_str!("migrations/0004_iam.sql")),
     (5, "memory", include_str!("migrations/0005_memory.sql")),
     (6, "architectures", include_str!("migrations/0006_architectures.sql")),
+    (7, "changes", include_str!("migrations/0007_changes.sql")),
 ];
 
 fn migrations() -> Migrator {

@@ -14,6 +14,7 @@ use crate::{
 pub const TESTS: &[Test] = &[
     ("table::every_operation_that_is_served_has_an_entry", covered),
     ("table::nobody_gets_past_a_missing_signature", unsigned),
+    ("iam::what_the_command_changes_is_in_the_audit_log", audited),
 ];
 
 /// A check of one operation.
@@ -28,6 +29,25 @@ pub const PER_OPERATION: &[(&str, Check)] = &[
     ("denied_principal", denied),
     ("aws_cli", clients::by_cli),
 ];
+
+/// The user without policies was made by the real command beside the server that runs.
+fn audited(ground: &Ground) -> anyhow::Result<()> {
+    let log = ground.front.server.data_dir().join("logs/audit.jsonl");
+    let key = ground.nobody.access_key.as_deref().context("a key")?;
+    let secret = ground.nobody.secret_key.as_deref().context("a secret")?;
+    e2e::until("both changes to be told", std::time::Duration::from_secs(10), || {
+        let text = std::fs::read_to_string(&log)?;
+        ensure!(!text.contains(secret), "a secret is in the audit log");
+        let lines = text.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+        let told = |action: &str, resource: &str| {
+            let is_it = |line: &&Value| line["action"] == action && line["resources"].to_string().contains(resource);
+            lines.iter().filter(is_it).filter(|line| line["principal"].to_string().contains("local:")).count()
+        };
+        ensure!(told("iam:CreateUser", ":user/nobody\"") == 1, "the user is not told once");
+        ensure!(told("iam:CreateAccessKey", key) == 1, "the key is not told once");
+        Ok(())
+    })
+}
 
 fn covered(ground: &Ground) -> anyhow::Result<()> {
     let mut wrong = Vec::new();
