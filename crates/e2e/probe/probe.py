@@ -167,6 +167,20 @@ def talk():
     return jsonify(answered=[to for to in request.args.getlist("to") if answers(to)])
 
 
+def take_all_memory():
+    # The kernel is to choose whoever does this, and nobody else.
+    with open("/proc/self/oom_score_adj", "w") as score:
+        score.write("1000")
+    taken = []
+    while True:
+        # Its own, which the kernel takes back at once from whom it ends; shared memory it does not.
+        piece = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # Large pages: each small one would cost an emulated fault.
+        piece.madvise(mmap.MADV_HUGEPAGE)
+        piece[::4096] = b"x" * (len(piece) // 4096)
+        taken.append(piece)
+
+
 @probe.get("/eat")
 def eat():
     """A child takes memory until it is ended; asked again, how that was."""
@@ -175,18 +189,34 @@ def eat():
         return jsonify(signal=-os.waitstatus_to_exitcode(status) if pid else None)
     child = os.fork()
     if child == 0:
-        # The kernel is to choose it, not the app.
-        with open("/proc/self/oom_score_adj", "w") as score:
-            score.write("1000")
-        taken = []
-        while True:
-            piece = mmap.mmap(-1, 64 << 20)
-            # Large pages: each small one would cost an emulated fault.
-            piece.madvise(mmap.MADV_HUGEPAGE)
-            piece[::4096] = b"x" * (len(piece) // 4096)
-            taken.append(piece)
+        take_all_memory()
     state["eater"] = child
     return jsonify(signal=None)
+
+
+@probe.get("/eat_and_end")
+def eat_and_end():
+    """Takes memory until there is none: the app itself, or a child of it, with which it ends."""
+    def child():
+        pid = os.fork()
+        if pid == 0:
+            take_all_memory()
+        _, status = os.waitpid(pid, 0)
+        os._exit(3 if os.WIFSIGNALED(status) else 4)
+
+    threading.Timer(0.2, take_all_memory if request.args["who"] == "app" else child).start()
+    return jsonify()
+
+
+@probe.get("/panic")
+def panic():
+    """Makes the kernel give up, as far as the app may."""
+    def crash():
+        with open("/proc/sysrq-trigger", "w") as trigger:
+            trigger.write("c")
+
+    threading.Timer(0.2, crash).start()
+    return jsonify()
 
 
 @probe.get("/fork")

@@ -22,7 +22,9 @@ mod frame;
 mod message;
 
 pub use frame::{FRAME_BYTES_MAX, FrameError, read_frame, write_frame};
-pub use message::{AppSpec, AppStatus, Event, Message, Open, Opened, Purpose, Reply, Request, RequestBody, Stream};
+pub use message::{
+    AppEnd, AppSpec, AppStatus, Event, Message, Open, Opened, OutOfMemory, Purpose, Reply, Request, RequestBody, Stream,
+};
 
 /// The generation this build speaks.
 pub const GENERATION: u32 = 1;

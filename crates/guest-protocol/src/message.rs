@@ -124,10 +124,26 @@ pub enum AppStatus {
     /// Its first process lives.
     Running,
     /// Its first process ended.
-    Exited {
-        /// Exit code, or 128 + the signal's number.
-        code: i32,
-    },
+    Exited(AppEnd),
+}
+
+/// How the app's first process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppEnd {
+    /// Exit code, or 128 + the signal's number.
+    pub code: i32,
+    /// Whom the guest's kernel ended for want of memory, if that is why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out_of_memory: Option<OutOfMemory>,
+}
+
+/// A process that the guest's kernel ended for want of memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutOfMemory {
+    /// What the process called itself.
+    pub process: String,
+    /// Memory it held, in KiB.
+    pub resident_kib: u64,
 }
 
 /// What the agent reports unasked.
@@ -143,10 +159,7 @@ pub enum Event {
         data: String,
     },
     /// The app's first process ended.
-    AppExited {
-        /// Exit code, or 128 + the signal's number.
-        code: i32,
-    },
+    AppExited(AppEnd),
 }
 
 /// One of the app's two output streams.

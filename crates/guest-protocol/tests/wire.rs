@@ -2,8 +2,8 @@
 //! change of the contract and wants a look at `GENERATION`.
 
 use guest_protocol::{
-    AppSpec, AppStatus, Event, Message, Open, Opened, Purpose, Reply, Request, RequestBody, Stream, read_frame,
-    write_frame,
+    AppEnd, AppSpec, AppStatus, Event, Message, Open, Opened, OutOfMemory, Purpose, Reply, Request, RequestBody,
+    Stream, read_frame, write_frame,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -43,6 +43,8 @@ fn every_message_on_the_wire() {
         request(RequestBody::Restored { unix_nanos, seed, outbound_lives })
     };
     let output = |stream| Event::Output { stream, data: "aGVsbG8K".to_owned() };
+    let out_of_memory = Some(OutOfMemory { process: "python3".to_owned(), resident_kib: 1_938_432 });
+    let killed = AppEnd { code: 137, out_of_memory };
     let lines = [
         wire(&Open { generation: 1, purpose: Purpose::Control }),
         wire(&Open { generation: 1, purpose: Purpose::Connect { port: 8080 } }),
@@ -55,11 +57,11 @@ fn every_message_on_the_wire() {
         request(RequestBody::Status),
         reply(Reply::App(AppStatus::NotStarted)),
         reply(Reply::App(AppStatus::Running)),
-        reply(Reply::App(AppStatus::Exited { code: 137 })),
+        reply(Reply::App(AppStatus::Exited(killed))),
         reply(Reply::Failed { reason: "the app was started before".to_owned() }),
         event(output(Stream::Stdout)),
         event(output(Stream::Stderr)),
-        event(Event::AppExited { code: 1 }),
+        event(Event::AppExited(AppEnd { code: 1, out_of_memory: None })),
     ];
     insta::assert_snapshot!(lines.join("\n"), @r#"
     {"generation":1,"purpose":"control"}
@@ -73,7 +75,7 @@ fn every_message_on_the_wire() {
     {"id":7,"body":"status"}
     {"reply":{"id":7,"reply":{"app":"not_started"}}}
     {"reply":{"id":7,"reply":{"app":"running"}}}
-    {"reply":{"id":7,"reply":{"app":{"exited":{"code":137}}}}}
+    {"reply":{"id":7,"reply":{"app":{"exited":{"code":137,"out_of_memory":{"process":"python3","resident_kib":1938432}}}}}}
     {"reply":{"id":7,"reply":{"failed":{"reason":"the app was started before"}}}}
     {"event":{"output":{"stream":"stdout","data":"aGVsbG8K"}}}
     {"event":{"output":{"stream":"stderr","data":"aGVsbG8K"}}}

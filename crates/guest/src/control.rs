@@ -58,11 +58,11 @@ async fn write(
             continue;
         }
         let status = agent.app().finished();
-        if let Some(AppStatus::Exited { code }) = status
+        if let Some(AppStatus::Exited(end)) = status
             && !told_exit
         {
             told_exit = true;
-            write_frame(&mut writer, &Message::Event(Event::AppExited { code })).await?;
+            write_frame(&mut writer, &Message::Event(Event::AppExited(end))).await?;
             continue;
         }
         tokio::select! {

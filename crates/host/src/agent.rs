@@ -10,8 +10,8 @@ use std::{
 use api::directory::AppStream;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use guest_protocol::{
-    AGENT_PORT, AppSpec, AppStatus, Event, FrameError, GENERATION, Message, Open, Opened, Purpose, Reply, Request,
-    RequestBody, read_frame, write_frame,
+    AGENT_PORT, AppEnd, AppSpec, AppStatus, Event, FrameError, GENERATION, Message, Open, Opened, Purpose, Reply,
+    Request, RequestBody, read_frame, write_frame,
 };
 use rand::RngCore;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -141,12 +141,12 @@ impl Agent {
         self.ask(RequestBody::Status).await
     }
 
-    /// Returns the app's exit code when it ends; `None` when the connection ends first.
-    pub async fn app_exited(&self) -> Option<i32> {
+    /// Returns how the app ended when it does; `None` when the connection ends first.
+    pub async fn app_exited(&self) -> Option<AppEnd> {
         let mut app = self.app.clone();
-        let exited = app.wait_for(|status| matches!(status, AppStatus::Exited { .. })).await;
+        let exited = app.wait_for(|status| matches!(status, AppStatus::Exited(_))).await;
         match exited.as_deref() {
-            Ok(AppStatus::Exited { code }) => Some(*code),
+            Ok(AppStatus::Exited(end)) => Some(end.clone()),
             _ => None,
         }
     }
@@ -220,8 +220,8 @@ async fn converse(
                         let _ = answer.send(reply);
                     }
                 }
-                Message::Event(Event::AppExited { code }) => {
-                    status.send_replace(AppStatus::Exited { code });
+                Message::Event(Event::AppExited(end)) => {
+                    status.send_replace(AppStatus::Exited(end));
                 }
                 Message::Event(Event::Output { data, .. }) => {
                     if let Ok(data) = STANDARD.decode(data) {

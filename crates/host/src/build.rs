@@ -17,20 +17,21 @@ use api::{
     images::Architecture,
 };
 use builder::{ImageConfig, Job};
-use guest_protocol::{AppSpec, AppStatus, Purpose};
+use guest_protocol::{AppEnd, AppSpec, AppStatus, Purpose};
 use tokio::time::Instant;
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::sync::CancellationToken;
 use vmm::MemoryBacking;
 
 use crate::{
     agent::{self, Agent},
     capacity,
+    console::Console,
+    ends,
     files::{self, MicrovmFiles, VersionFiles},
     hooks::{self, HookFailure},
     launch,
     local::LocalHost,
     log::BoundedLog,
-    machine::keep_console,
     manifest,
     platform::{Platform, SharedNetwork, SharedVm, VmPlan},
     prefetch,
@@ -149,14 +150,14 @@ impl LocalHost {
         let status = guest.agent.start(app).await.map_err(|error| {
             failure(format!("CONTAINER_START_FAILED: {}", reason_of("the application could not be started", &error)))
         })?;
-        if let AppStatus::Exited { code } = status {
-            return Err(exited_early(code));
+        if let AppStatus::Exited(end) = status {
+            return Err(exited_early(&end));
         }
         let ready = guest.wait_until_ready(spec, config);
         tokio::select! {
             // The exit is the better reason when both are there.
             biased;
-            Some(code) = guest.agent.app_exited() => return Err(exited_early(code)),
+            Some(end) = guest.agent.app_exited() => return Err(exited_early(&end)),
             report = guest.vm.exited() => {
                 let ended = launch::LaunchError::Ended { report };
                 return Err(self.internal_or_disk_full("the guest ended before the application was ready", &ended));
@@ -276,7 +277,7 @@ struct BuildGuest {
     vm: SharedVm,
     namespace: SharedNetwork,
     agent: Agent,
-    _console: AbortOnDropHandle<()>,
+    _console: Console,
     ender: Ender,
 }
 
@@ -357,7 +358,7 @@ impl BuildGuest {
         let mut ender = Ender(Some((Arc::clone(&vm), Arc::clone(&namespace), Arc::clone(&host.platform))));
         let log_path = host.config.layout.build_log(&spec.image.image_id, &spec.build_id);
         let console_path = log_path.with_extension("console.log");
-        let console = keep_console(Arc::clone(&vm), &console_path)
+        let console = Console::keep(Arc::clone(&vm), &console_path)
             .map_err(|error| internal("the console log cannot be made", &error))?;
         let log = BoundedLog::open(&log_path).map_err(|error| internal("the build log cannot be opened", &error))?;
         let connecting = Agent::connect_at_boot(&*namespace, Arc::new(Mutex::new(log)), BOOT_TIME_MAX);
@@ -476,10 +477,8 @@ fn internal(what: &str, error: &dyn std::error::Error) -> BuildFailure {
     failure(format!("INTERNAL_PLATFORM_ERROR: {}", reason_of(what, error)))
 }
 
-fn exited_early(code: i32) -> BuildFailure {
-    failure(format!(
-        "Container Stopped with Exit Code: {code} before the application was ready; its output is in the build log"
-    ))
+fn exited_early(end: &AppEnd) -> BuildFailure {
+    failure(format!("{} before the application was ready; its output is in the build log", ends::of_app(end)))
 }
 
 /// The service's sentences for a failed build hook.

@@ -13,10 +13,11 @@ use vmm::{Accel, ChangedPages, MemoryBacking};
 use crate::{
     agent::{Agent, AgentError, Life},
     config::HostConfig,
+    console::Console,
     files::{MachineRecord, MicrovmFiles, VersionFiles},
     local::LocalHost,
     log::BoundedLog,
-    machine::{Machine, keep_console},
+    machine::Machine,
     manifest::{self, DamagedError},
     network::NetworkError,
     platform::{Platform, SharedNetwork, SharedVm, Vm, VmPlan},
@@ -151,7 +152,7 @@ impl Restored {
         let console_path = config.layout.console_log(&spec.microvm_id);
         let going = async {
             let (app_log, console) = open_logs(config, spec)
-                .and_then(|log| Ok((log, keep_console(Arc::clone(&self.vm), &console_path)?)))
+                .and_then(|log| Ok((log, Console::keep(Arc::clone(&self.vm), &console_path)?)))
                 .map_err(|source| LaunchError::File { what: "open the microVM's logs", source })?;
             self.vm.resume().await.map_err(LaunchError::Resume)?;
             let agent = self.greet(&app_log, life).await?;

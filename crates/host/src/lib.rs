@@ -18,6 +18,8 @@ mod agent;
 mod build;
 mod capacity;
 mod config;
+mod console;
+mod ends;
 mod files;
 mod hooks;
 mod launch;

@@ -21,6 +21,7 @@ use crate::{
     agent::{self, AgentError},
     capacity,
     config::HostConfig,
+    ends,
     files::{self, MicrovmFiles, VersionFiles},
     launch,
     machine::{End, Machine},
@@ -117,8 +118,8 @@ impl LocalHost {
             return;
         }
         let reason = match end {
-            End::App { code } => format!("Container Stopped with Exit Code: {code}"),
-            End::Vmm(report) => format!("The virtual machine ended unexpectedly: {report}"),
+            End::App(end) => ends::of_app(&end),
+            End::Vmm(report, console) => ends::of_vm(&report, &console),
         };
         tracing::info!(microvm = %microvm_id, reason, "a microVM ended");
         self.clear(machine).await;

@@ -2,20 +2,19 @@
 
 use std::{
     convert::Infallible,
-    io,
-    path::Path,
     sync::{Arc, Mutex, RwLock},
     time::Duration,
 };
 
 use api::{host::MicrovmSpec, ids::VmId};
-use tokio::io::AsyncReadExt;
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use guest_protocol::AppEnd;
+use tokio_util::sync::CancellationToken;
 use vmm::RunState;
 
 use crate::{
     agent::{Agent, AgentError},
     capacity,
+    console::Console,
     log::BoundedLog,
     platform::{Platform, SharedNetwork, SharedVm},
 };
@@ -43,19 +42,16 @@ pub struct Machine {
     /// Cancelled when the VM is ended: streams into it then fail at once, rather than wait for a peer that is gone.
     pub over: CancellationToken,
     agent: RwLock<Arc<Agent>>,
-    _console: AbortOnDropHandle<()>,
+    console: Console,
 }
 
 /// How a VM ended by itself.
 #[derive(Debug)]
 pub enum End {
     /// The app's first process ended.
-    App {
-        /// Its exit code.
-        code: i32,
-    },
-    /// The VMM process ended.
-    Vmm(vmm::ExitReport),
+    App(AppEnd),
+    /// The VMM process ended, and this is the last its guest wrote to the console.
+    Vmm(vmm::ExitReport, Vec<u8>),
 }
 
 impl Machine {
@@ -67,7 +63,7 @@ impl Machine {
         namespace: SharedNetwork,
         agent: Agent,
         app_log: Arc<Mutex<BoundedLog>>,
-        console: AbortOnDropHandle<()>,
+        console: Console,
     ) -> Self {
         Self {
             spec,
@@ -78,7 +74,7 @@ impl Machine {
             verb: tokio::sync::Mutex::new(()),
             over: CancellationToken::new(),
             agent: RwLock::new(Arc::new(agent)),
-            _console: console,
+            console,
         }
     }
 
@@ -89,11 +85,12 @@ impl Machine {
 
     /// Returns when the VM ends by itself.
     pub async fn ended(&self, platform: &dyn Platform) -> End {
-        tokio::select! {
-            report = self.vm.exited() => End::Vmm(report),
-            code = self.app_ended() => End::App { code },
+        let report = tokio::select! {
+            report = self.vm.exited() => report,
+            end = self.app_ended() => return End::App(end),
             never = self.mind_the_disk(platform) => match never {},
-        }
+        };
+        End::Vmm(report, self.console.last_words().await)
     }
 
     /// QEMU stops a guest whose write finds the host's disk full, rather than fail the write. Once there is room it
@@ -117,10 +114,10 @@ impl Machine {
         }
     }
 
-    async fn app_ended(&self) -> i32 {
+    async fn app_ended(&self) -> AppEnd {
         loop {
-            if let Some(code) = self.agent().app_exited().await {
-                return code;
+            if let Some(end) = self.agent().app_exited().await {
+                return end;
             }
             tokio::time::sleep(RECONNECT_PAUSE).await;
             if let Err(error) = self.reconnect().await {
@@ -136,19 +133,4 @@ impl Machine {
         *self.agent.write().expect("no holder of this lock panics") = Arc::new(agent);
         Ok(())
     }
-}
-
-/// Copies a VM's serial console into a bounded log until the VM ends.
-pub fn keep_console(vm: SharedVm, path: &Path) -> io::Result<AbortOnDropHandle<()>> {
-    let mut log = BoundedLog::open(path)?;
-    Ok(AbortOnDropHandle::new(tokio::spawn(async move {
-        let Ok(mut console) = vm.console().await else {
-            tracing::warn!("a VM's serial console cannot be read");
-            return;
-        };
-        let mut buffer = [0u8; 4096];
-        while let Ok(read @ 1..) = console.read(&mut buffer).await {
-            log.write(&buffer[..read]);
-        }
-    })))
 }

@@ -6,6 +6,7 @@ mod api;
 mod connectors;
 mod demo;
 mod edge;
+mod ends;
 mod faults;
 mod hooks;
 mod hostile;
@@ -40,6 +41,7 @@ pub fn trials() -> Vec<Trial> {
         connectors::TESTS,
         life::TESTS,
         restores::TESTS,
+        ends::TESTS,
         hooks::TESTS,
         isolation::TESTS,
         hostile::TESTS,

@@ -11,12 +11,13 @@ mod etc;
 mod filesystems;
 mod identity;
 mod launch;
+mod oom;
 mod privileges;
 mod program;
 
 use crate::agent::Agent;
 use crate::output::Output;
-use guest_protocol::{AppSpec, AppStatus, Stream};
+use guest_protocol::{AppEnd, AppSpec, AppStatus, Stream};
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 use std::io;
 use std::sync::Arc;
@@ -73,25 +74,25 @@ pub(crate) struct App {
     streams_open: u8,
 }
 
-#[derive(Default, Clone, Copy)]
+#[derive(Default)]
 enum Life {
     #[default]
     NotStarted,
     Starting {
         pid: Option<Pid>,
-        ended: Option<i32>,
+        ended: Option<AppEnd>,
     },
     Running(Pid),
-    Exited(i32),
+    Exited(AppEnd),
 }
 
 impl App {
     /// How the app is, as the host is told.
     pub(crate) fn status(&self) -> AppStatus {
-        match self.life {
+        match &self.life {
             Life::NotStarted | Life::Starting { .. } => AppStatus::NotStarted,
             Life::Running(_) => AppStatus::Running,
-            Life::Exited(code) => AppStatus::Exited { code },
+            Life::Exited(end) => AppStatus::Exited(end.clone()),
         }
     }
 
@@ -104,10 +105,13 @@ impl App {
     /// A process that was a child of the agent is gone. Orphans of the app have their own PID 1 to end up at, so this
     /// is the app, or something that left its namespace and died.
     fn reaped(&mut self, gone: Pid, status: WaitStatus) {
-        let code = exit_code(status);
+        let end = || {
+            let code = exit_code(status);
+            AppEnd { code, out_of_memory: oom::cause(gone, code) }
+        };
         match &mut self.life {
-            Life::Starting { pid: Some(pid), ended } if *pid == gone => *ended = Some(code),
-            Life::Running(pid) if *pid == gone => self.life = Life::Exited(code),
+            Life::Starting { pid: Some(pid), ended } if *pid == gone => *ended = Some(end()),
+            Life::Running(pid) if *pid == gone => self.life = Life::Exited(end()),
             Life::NotStarted | Life::Starting { .. } | Life::Running(_) | Life::Exited(_) => {}
         }
     }
@@ -133,10 +137,10 @@ pub(crate) async fn start(agent: Arc<Agent>, spec: AppSpec) -> Result<(), StartE
     }
     let started = launch(&agent, spec).await;
     let mut app = agent.app();
-    app.life = match (&started, app.life) {
+    app.life = match (&started, std::mem::take(&mut app.life)) {
         // Nothing is left of a failed start, so the next one finds what this one found.
         (Err(_), _) => Life::NotStarted,
-        (Ok(()), Life::Starting { ended: Some(code), .. }) => Life::Exited(code),
+        (Ok(()), Life::Starting { ended: Some(end), .. }) => Life::Exited(end),
         (Ok(()), Life::Starting { pid: Some(pid), .. }) => Life::Running(pid),
         (Ok(()), other) => other,
     };
