@@ -19,7 +19,7 @@ from app import app
 from keepsakes import Call, Keepsakes
 
 BORN = uuid.uuid4().hex
-state = {"count": 0, "ballast": [], "calls": []}
+state = {"count": 0, "ballast": [], "calls": [], "sleeps": []}
 if "CALL" in os.environ:
     state["calls"].append(Call(os.environ["CALL"]))
 counting = threading.Lock()
@@ -90,7 +90,37 @@ def keepsakes():
 
 @probe.get("/clock")
 def clock():
-    return jsonify(unix=time.time())
+    clocks = {"unix": time.time(), "monotonic": time.monotonic(), "boot": time.clock_gettime(time.CLOCK_BOOTTIME)}
+    with open("/sys/devices/system/clocksource/clocksource0/current_clocksource") as source:
+        return jsonify(**clocks, source=source.read().strip())
+
+
+@probe.get("/sleep")
+def sleep():
+    """Sleeps for so long beside, if asked to; how long every sleep that is over was, by the monotonic clock."""
+    def nap(seconds):
+        begin = time.monotonic()
+        time.sleep(seconds)
+        state["sleeps"].append(time.monotonic() - begin)
+
+    if "seconds" in request.args:
+        threading.Thread(target=nap, args=[float(request.args["seconds"])], daemon=True).start()
+    return jsonify(over=state["sleeps"])
+
+
+@probe.get("/work")
+def work():
+    """Two processes that compute for ever, from the first call on; how far each has got."""
+    if "work" not in state:
+        state["work"] = mmap.mmap(-1, 4096)
+        for at in (0, 8):
+            if os.fork() == 0:
+                done = 0
+                while True:
+                    done += 1
+                    state["work"][at:at + 8] = done.to_bytes(8, "little")
+    done = state["work"][:16]
+    return jsonify(done=[int.from_bytes(done[:8], "little"), int.from_bytes(done[8:], "little")])
 
 
 @probe.get("/dirty")

@@ -32,9 +32,10 @@ pub struct HostConfig {
 }
 
 /// The guest kernel's command line. Quiet, because every character on an emulated serial line costs; a panic reboots,
-/// which ends the VM; and nothing is probed for that is not there.
+/// which ends the VM; and nothing is probed for that is not there. No watchdogs: a guest whose clock moved on while it
+/// stood still was not stuck.
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t no_timer_check tsc=reliable \
-     rcupdate.rcu_expedited=1 random.trust_cpu=on audit=0 8250.nr_uarts=1 cryptomgr.notests i8042.noaux i8042.nokbd \
+     nowatchdog rcupdate.rcu_cpu_stall_suppress=1 rcupdate.rcu_expedited=1 random.trust_cpu=on audit=0 8250.nr_uarts=1 cryptomgr.notests i8042.noaux i8042.nokbd \
      i8042.nopnp";
 
 /// The guest kernel's command line under this accelerator.

@@ -84,13 +84,15 @@ pub struct Restored {
     vm_id: VmId,
 }
 
-/// Restores a VM, standing still: from its version's snapshot alone, or with what the microVM changed since.
+/// Restores a VM, standing still: from its version's snapshot alone, or with what the microVM changed since. Its clocks
+/// are moved forward by the time it `stood_still`.
 pub async fn restore(
     host: &LocalHost,
     spec: &MicrovmSpec,
     version: &VersionFiles,
     files: &MicrovmFiles,
     device_state: &std::path::Path,
+    stood_still: Duration,
     memory: Option<(PathBuf, SavedMemory)>,
 ) -> Result<Restored, LaunchError> {
     let platform = &*host.platform;
@@ -126,7 +128,7 @@ pub async fn restore(
             record: None,
             apply: Box::new(move |write| Ok(memory.apply(&mut |offset, page| write(offset, page))?)),
         });
-        platform.restore(&plan, device_state, pages).await.map_err(LaunchError::Restore)
+        platform.restore(&plan, device_state, stood_still, pages).await.map_err(LaunchError::Restore)
     };
     match restored.await {
         Ok(vm) => Ok(Restored { vm, namespace, vm_id }),

@@ -1,8 +1,14 @@
 //! The manifests of a version's snapshot and of a suspended microVM: written last, checked first.
 
-use std::{fs::File, io, path::Path};
+use std::{
+    fs::File,
+    io,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use api::size::Size;
+use serde::{Deserialize, Serialize};
 use snapshot::{FileEntry, Manifest, ManifestError, ReadError, WriteError};
 use vmm::{Accel, Driver};
 
@@ -82,8 +88,16 @@ pub fn write_version(files: &VersionFiles, size: Size, config: &HostConfig, plat
     Manifest::new(VERSION_KIND, entries, machine).write(&files.manifest()).map_err(into_io)
 }
 
-/// Makes a suspended microVM's files last, then says what they are.
-pub fn write_suspended(files: &SuspendedFiles) -> io::Result<()> {
+/// What a suspended microVM's manifest says of its VM.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct SuspendedVm {
+    /// When the guest was stopped, in milliseconds since the Unix epoch.
+    stopped_at_unix_millis: Option<u64>,
+}
+
+/// Makes a suspended microVM's files last, then says what they are. The guest stands still since `stopped_at`.
+pub fn write_suspended(files: &SuspendedFiles, stopped_at: SystemTime) -> io::Result<()> {
     let dir = files.dir();
     File::open(files.device_state())?.sync_all()?;
     let delta = files.delta().exists().then_some((DELTA, false));
@@ -93,14 +107,32 @@ pub fn write_suspended(files: &SuspendedFiles) -> io::Result<()> {
         .map(|(name, summed)| FileEntry::of(dir, name, summed))
         .collect::<Result<_, _>>()
         .map_err(io::Error::other)?;
-    Manifest::new(SUSPENDED_KIND, entries, serde_json::Value::Null).write(&files.manifest()).map_err(into_io)
+    let since_epoch = stopped_at.duration_since(UNIX_EPOCH).ok();
+    let millis = since_epoch.and_then(|since| u64::try_from(since.as_millis()).ok());
+    let vm = serde_json::to_value(SuspendedVm { stopped_at_unix_millis: millis }).map_err(io::Error::other)?;
+    Manifest::new(SUSPENDED_KIND, entries, vm).write(&files.manifest()).map_err(into_io)
 }
 
-/// Checks the files of a suspended microVM against their manifest; layers check themselves. Is there a delta?
-pub fn check_suspended(files: &SuspendedFiles) -> Result<bool, DamagedError> {
+/// What a manifest says of a suspended microVM beside its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Suspended {
+    /// Is there a delta?
+    pub has_delta: bool,
+    /// Since when the guest stands still, if that is known.
+    pub stopped_at: Option<SystemTime>,
+}
+
+/// Checks the files of a suspended microVM against their manifest; layers check themselves.
+pub fn check_suspended(files: &SuspendedFiles) -> Result<Suspended, DamagedError> {
     let manifest = read(&files.manifest(), SUSPENDED_KIND)?;
     manifest.verify_files(files.dir()).map_err(DamagedError::Manifest)?;
-    Ok(manifest.files.iter().any(|file| file.name == DELTA))
+    // Snapshots of earlier releases say nothing of it.
+    let vm = SuspendedVm::deserialize(&manifest.vm).unwrap_or_default();
+    let after_epoch = vm.stopped_at_unix_millis.map(Duration::from_millis);
+    Ok(Suspended {
+        has_delta: manifest.files.iter().any(|file| file.name == DELTA),
+        stopped_at: after_epoch.and_then(|after| UNIX_EPOCH.checked_add(after)),
+    })
 }
 
 /// Keeps what a caller tells apart: a full disk.

@@ -129,11 +129,13 @@ pub trait Platform: Send + Sync + 'static {
     /// Starts a VM at its kernel; returns when it runs.
     async fn boot(&self, plan: &VmPlan) -> Result<SharedVm, StartError>;
 
-    /// Starts a VM from a snapshot; returns when it is loaded, standing still.
+    /// Starts a VM from a snapshot, made so long ago that its guest `stood_still`; returns when it is loaded, standing
+    /// still.
     async fn restore(
         &self,
         plan: &VmPlan,
         device_state: &Path,
+        stood_still: Duration,
         pages: Option<ChangedPages>,
     ) -> Result<SharedVm, StartError>;
 

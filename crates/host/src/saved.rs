@@ -6,7 +6,11 @@
 //! long-lived session pays for what it does, not for all it ever did. Any whole layer would do for a ground, since it is
 //! its content that is compared: losing it costs time, never memory.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use api::host::SuspendReport;
 use snapshot::{Layer, changed_since, open_layer, write_layer};
@@ -15,7 +19,7 @@ use crate::{
     capacity,
     files::{self, MicrovmFiles, SuspendedFiles},
     machine::Machine,
-    manifest::{self, DamagedError},
+    manifest::{self, DamagedError, Suspended},
     platform::Platform,
     verbs::{blocking, rename_synced},
 };
@@ -53,9 +57,15 @@ pub enum SuspendError {
 pub struct SavedMemory {
     layer: Layer,
     delta: Option<Layer>,
+    stopped_at: Option<SystemTime>,
 }
 
 impl SavedMemory {
+    /// How long its guest has stood still. A clock of the host's that was set back meanwhile moves nothing back in it.
+    pub fn stood_still(&self) -> Duration {
+        self.stopped_at.and_then(|at| at.elapsed().ok()).unwrap_or_default()
+    }
+
     /// Hands every page to `write`, as offset and content; a later one of the same offset counts.
     pub fn apply(&self, write: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> Result<(), snapshot::ReadError> {
         self.layer.apply(write)?;
@@ -70,10 +80,10 @@ impl SavedMemory {
 pub async fn open(files: &SuspendedFiles) -> Result<SavedMemory, DamagedError> {
     let files = files.clone();
     let checked = tokio::task::spawn_blocking(move || {
-        let has_delta = manifest::check_suspended(&files)?;
+        let Suspended { has_delta, stopped_at } = manifest::check_suspended(&files)?;
         let layer = open_layer(&files.layer()).map_err(DamagedError::Layer)?;
         let delta = has_delta.then(|| open_layer(&files.delta())).transpose().map_err(DamagedError::Layer)?;
-        Ok(SavedMemory { layer, delta })
+        Ok(SavedMemory { layer, delta, stopped_at })
     });
     checked.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
@@ -86,11 +96,12 @@ pub async fn retire(files: &MicrovmFiles) -> io::Result<()> {
     files::remove_dir(files.resumed().dir().clone()).await
 }
 
-/// Writes the snapshot of a VM that stands still; its last step makes it count.
+/// Writes the snapshot of a VM that stands still since `stopped_at`; its last step makes it count.
 pub async fn save(
     platform: &dyn Platform,
     machine: &Machine,
     files: &MicrovmFiles,
+    stopped_at: SystemTime,
 ) -> Result<SuspendReport, SuspendError> {
     let fresh = files.suspending();
     files::remove_dir(fresh.dir().clone()).await.map_err(SuspendError::File)?;
@@ -113,7 +124,7 @@ pub async fn save(
             return Ok(Err(error));
         }
         let device_bytes = std::fs::metadata(fresh.device_state())?.len();
-        manifest::write_suspended(&fresh)?;
+        manifest::write_suspended(&fresh, stopped_at)?;
         Ok(Ok(SuspendReport { memory_bytes: bytes, device_bytes }))
     })
     .await

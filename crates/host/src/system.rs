@@ -232,9 +232,10 @@ impl Platform for System {
         &self,
         plan: &VmPlan,
         device_state: &Path,
+        stood_still: Duration,
         pages: Option<ChangedPages>,
     ) -> Result<SharedVm, StartError> {
-        Ok(Arc::new(vmm::Vm::restore(&self.vm_spec(plan), device_state, pages).await?))
+        Ok(Arc::new(vmm::Vm::restore_after(&self.vm_spec(plan), device_state, stood_still, pages).await?))
     }
 
     async fn attach(&self, dir: &Path) -> Result<Option<SharedVm>, AttachError> {

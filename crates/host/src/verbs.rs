@@ -11,7 +11,11 @@
 //! VM and leaves the snapshot. The scratch disk belongs to whichever of the two there is, and is not written between
 //! pause and the rename of a suspend, nor before the rename of a resume.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use api::{
     host::{HostError, MicrovmSpec, SuspendReport},
@@ -64,8 +68,10 @@ impl LocalHost {
         .await
         .map_err(|source| lost(LaunchError::File { what: "copy the writable disk", source }))?;
 
+        // A launch is the beginning of its time, however old the image is.
+        let state = version.device_state();
         let restored =
-            launch::restore(self, spec, &version, files, &version.device_state(), None).await.map_err(lost)?;
+            launch::restore(self, spec, &version, files, &state, Duration::ZERO, None).await.map_err(lost)?;
         let machine =
             restored.set_going(&self.config, &*self.platform, spec, files, Life::Begins).await.map_err(lost)?;
         let launched = async {
@@ -108,7 +114,7 @@ impl LocalHost {
         }
         let saved = async {
             machine.vm.pause().await.map_err(SuspendError::Pause)?;
-            saved::save(&*self.platform, &machine, &files).await
+            saved::save(&*self.platform, &machine, &files, SystemTime::now()).await
         };
         let report = match saved.await {
             Ok(report) => report,
@@ -142,7 +148,8 @@ impl LocalHost {
         let memory = saved::open(&suspended).await.map_err(|error| unchanged(&error))?;
         let version = self.version_files(&spec.image, spec.architecture);
         let state = suspended.device_state();
-        let restored = launch::restore(self, spec, &version, &files, &state, Some((suspended.layer(), memory)))
+        let (stood_still, memory) = (memory.stood_still(), Some((suspended.layer(), memory)));
+        let restored = launch::restore(self, spec, &version, &files, &state, stood_still, memory)
             .await
             .map_err(|error| unchanged(&error))?;
 

@@ -47,9 +47,20 @@ impl Vm {
     ///
     /// Its memory is the memory file's, copy-on-write, and `pages` where there are any.
     pub async fn restore(spec: &VmSpec, state: &Path, pages: Option<ChangedPages>) -> Result<Vm, StartError> {
+        Self::restore_after(spec, state, Duration::ZERO, pages).await
+    }
+
+    /// The same for a machine that stood still for so long, which its guest is to find on its monotonic clock. That is
+    /// done for guests that QEMU emulates, and that were idle; others go on from where they were.
+    pub async fn restore_after(
+        spec: &VmSpec,
+        state: &Path,
+        stood_still: Duration,
+        pages: Option<ChangedPages>,
+    ) -> Result<Vm, StartError> {
         spec.check()?;
         Ok(match spec.driver {
-            Driver::Qemu => Self::started(spec, qemu::restore(spec, state, pages).await?, Control::Qemu),
+            Driver::Qemu => Self::started(spec, qemu::restore(spec, state, stood_still, pages).await?, Control::Qemu),
             Driver::Firecracker => {
                 Self::started(spec, firecracker::restore(spec, state, pages).await?, Control::Firecracker)
             }

@@ -3,6 +3,7 @@
 
 mod access;
 mod api;
+mod clocks;
 mod connectors;
 mod demo;
 mod edge;
@@ -42,6 +43,7 @@ pub fn trials() -> Vec<Trial> {
         life::TESTS,
         restores::TESTS,
         ends::TESTS,
+        clocks::TESTS,
         hooks::TESTS,
         isolation::TESTS,
         hostile::TESTS,

@@ -4,13 +4,14 @@
 //! tap; memory through [`opener`](crate::jail::opener). Incremental snapshots are not QEMU's own, which would write all of
 //! memory: device state comes from QEMU, changed pages from the kernel ([`GuestMemory`]).
 
+mod clock;
 mod command;
 pub(crate) mod commands;
 pub(crate) mod qmp;
 mod version;
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ use crate::spec::{Accel, MemoryBacking, VmSpec};
 use crate::start::{ChangedPages, Guard, StartError, joined};
 use crate::vm::{RunState, SaveError};
 use crate::words::cleaned;
+use clock::Outcome;
 use command::{Begin, Inherited};
 use commands::{AddFd, Cont, MigrateIncoming, QueryMigrate, QueryStatus, RemoveFd, SaveDevices, Stop};
 use qmp::{Qmp, QmpError};
@@ -70,10 +72,19 @@ pub(crate) async fn boot(spec: &VmSpec) -> Result<Started<Qemu>, StartError> {
 pub(crate) async fn restore(
     spec: &VmSpec,
     state: &Path,
+    stood_still: Duration,
     pages: Option<ChangedPages>,
 ) -> Result<Started<Qemu>, StartError> {
     let path = state.to_owned();
-    let state = joined(tokio::task::spawn_blocking(move || open_state(&path)).await)??;
+    let mut state = joined(tokio::task::spawn_blocking(move || read_state(&path)).await)??;
+    // With KVM, clocks are told in other sections.
+    if spec.accel == Accel::Tcg && !stood_still.is_zero() {
+        match clock::advance(&mut state, spec.vcpus, stood_still) {
+            Outcome::Advanced => {}
+            Outcome::Busy => tracing::info!(vm = spec.name, "its clocks go on from where they were: it was not idle"),
+            Outcome::Unknown => tracing::warn!(vm = spec.name, "its clocks are not found in its saved state"),
+        }
+    }
     let (starting, incoming) = Starting::spawn(spec, Begin::Incoming).await?;
     let (socket, number) = incoming.expect("a process that waits for state has a socket for it");
 
@@ -88,7 +99,7 @@ pub(crate) async fn restore(
         joined(written.await)??;
     }
 
-    let sent = tokio::task::spawn_blocking(move || send_state(state, socket));
+    let sent = tokio::task::spawn_blocking(move || send_state(&state, socket));
     starting.run(MigrateIncoming { uri: format!("fd:{number}") }).await?;
     starting.loaded().await?;
     joined(sent.await)??;
@@ -303,22 +314,21 @@ fn largest_file(spec: &VmSpec) -> u64 {
     disks.filter_map(|disk| fs::metadata(&disk.path).ok()).map(|disk| disk.len()).fold(MAX_STATE, u64::max)
 }
 
-fn open_state(path: &Path) -> Result<File, StartError> {
+fn read_state(path: &Path) -> Result<Vec<u8>, StartError> {
     let wrap = |source| StartError::State { path: path.to_owned(), source };
     let file = File::open(path).map_err(wrap)?;
     let bytes = file.metadata().map_err(wrap)?.len();
     if bytes > MAX_STATE {
         return Err(StartError::StateSize { path: path.to_owned(), bytes });
     }
-    Ok(file)
+    let mut state = Vec::new();
+    file.take(MAX_STATE).read_to_end(&mut state).map_err(wrap)?;
+    Ok(state)
 }
 
 /// Ends when all is sent, or with an error when QEMU ends: it holds the only other end.
-fn send_state(mut state: File, mut socket: UnixStream) -> Result<(), StartError> {
-    match io::copy(&mut state, &mut socket) {
-        Ok(_) => Ok(()),
-        Err(source) => Err(StartError::SendState { source }),
-    }
+fn send_state(state: &[u8], mut socket: UnixStream) -> Result<(), StartError> {
+    socket.write_all(state).map_err(|source| StartError::SendState { source })
 }
 
 impl Qemu {
