@@ -3,6 +3,9 @@
 # Limits `make bench` to some benchmarks: make bench ONLY="launch wake"
 ONLY ?=
 
+# How often `make soak` suspends and wakes.
+CYCLES ?= 1000
+
 # How long `make fuzz` stays with each target, and with which: make fuzz SECONDS=3600 FUZZ=snapshot:fuzz::layer::a_layer_may_be_anything
 SECONDS ?= 60
 FUZZ ?= \
@@ -16,7 +19,7 @@ FUZZ ?= \
 	vmm:fuzz::a_record_may_be_anything \
 	vmm:fuzz::an_answer_of_firecracker_may_be_anything
 
-.PHONY: setup setup-tests demo test lint fuzz bench clean
+.PHONY: setup setup-tests demo test lint fuzz bench soak clean
 
 setup:
 	@scripts/setup.sh
@@ -52,6 +55,10 @@ fuzz:
 
 bench: setup-tests
 	target/release/bench $(ONLY)
+
+# Stops with the first ten failures; a cycle takes some seconds on an emulated guest.
+soak: setup-tests
+	target/release/soak $(CYCLES)
 
 # What make setup put into PILOTLIGHT_ASSETS stays: other checkouts use it too.
 clean:

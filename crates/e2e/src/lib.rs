@@ -15,6 +15,7 @@ pub mod microvm;
 pub mod model;
 pub mod outside;
 pub mod server;
+pub mod soak;
 pub mod stage;
 pub mod sweep;
 

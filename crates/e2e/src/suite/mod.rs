@@ -15,6 +15,7 @@ mod images;
 mod isolation;
 mod life;
 mod restores;
+mod soak;
 mod survival;
 mod tags;
 mod versions;
@@ -44,6 +45,7 @@ pub fn trials() -> Vec<Trial> {
         restores::TESTS,
         ends::TESTS,
         clocks::TESTS,
+        soak::TESTS,
         hooks::TESTS,
         isolation::TESTS,
         hostile::TESTS,
