@@ -9,6 +9,7 @@
 
 pub mod audit;
 pub mod auth;
+mod clock;
 mod config;
 mod connectors;
 mod directory;
@@ -39,11 +40,11 @@ use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
+use self::{clock::Clock, microvms::registry::Registry, recovery::RecoverError, shared::Shared, store::Store};
 pub use self::{
     config::{ControlConfig, Quotas},
     store::StoreError,
 };
-use self::{microvms::registry::Registry, recovery::RecoverError, shared::Shared, store::Store};
 
 /// How long tasks that were told to end where they are get for it.
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
@@ -73,6 +74,16 @@ impl Control {
         host: SharedHost,
         token_key: Arc<TokenKey>,
     ) -> Result<Arc<Self>, OpenError> {
+        Self::open_by(Clock::of_this_boot(), config, database, host, token_key).await
+    }
+
+    async fn open_by(
+        clock: Clock,
+        config: ControlConfig,
+        database: &Path,
+        host: SharedHost,
+        token_key: Arc<TokenKey>,
+    ) -> Result<Arc<Self>, OpenError> {
         let store = Store::open(database).await.map_err(OpenError::Store)?;
         let shared = Arc::new(Shared {
             builds: Arc::new(Semaphore::new(config.builds_concurrent_max)),
@@ -81,6 +92,7 @@ impl Control {
             host,
             token_key,
             registry: Registry::default(),
+            clock,
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),

@@ -11,6 +11,7 @@ use api::{
 use tracing::{info, warn};
 
 use crate::{
+    clock::Moment,
     connectors::{self, activate, delete::Leaving},
     images::{build, delete},
     microvms::{
@@ -112,9 +113,19 @@ async fn recover_microvm(
 ) -> Result<(), StoreError> {
     let id = record.spec.microvm_id;
     let found = found.get(&id).copied().unwrap_or(Found::Nothing);
-    let (fate, vm_id) = recovered(&record.fate, found, shared.now());
+    // What passed while the daemon was down, or the host, is counted now; from here on this boot's clock counts.
+    let now = shared.clock.now();
+    let mut kept = record.fate.clone();
+    kept.suspended_at = kept.suspended_at.map(|moment| moment.carried_to(&now));
+    let started_at = record.started_at.carried_to(&now);
+    let (fate, vm_id) = recovered(&kept, found, now);
     if fate.state != State::Terminated {
         info!(microvm = %id, recorded = %record.fate.state, ?found, now = %fate.state, "recovered");
+    }
+    if started_at != record.started_at {
+        let mut connection = shared.store.write().await?;
+        microvm_rows::carry(&mut connection, &id, &started_at).await?;
+        record.started_at = started_at;
     }
     if fate != record.fate {
         let mut connection = shared.store.write().await?;
@@ -126,7 +137,7 @@ async fn recover_microvm(
 }
 
 /// What a microVM is, given its record and what the host found; and its VM.
-fn recovered(fate: &Fate, found: Found, now: i64) -> (Fate, Option<VmId>) {
+fn recovered(fate: &Fate, found: Found, now: Moment) -> (Fate, Option<VmId>) {
     let (event, vm_id) = match found {
         Found::Running(vm_id) => (Event::FoundRunning, Some(vm_id)),
         Found::Suspended => (Event::FoundSuspended, None),
@@ -175,7 +186,7 @@ mod tests {
                     [("running", running), ("suspended", Found::Suspended), ("nothing", Found::Nothing)]
                 {
                     let fate = Fate { state, aim, ..Fate::pending() };
-                    let (fate, vm_id) = recovered(&fate, found, 0);
+                    let (fate, vm_id) = recovered(&fate, found, Moment { unix_ms: 0, boot: None });
                     assert_eq!(vm_id.is_some(), found == running && state != State::Terminated);
                     let (before, after) = (state.as_str(), fate.state.as_str());
                     let (aim, new_aim) = (aim.as_str(), fate.aim.as_str());

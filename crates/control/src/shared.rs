@@ -1,16 +1,13 @@
 //! What every part of control works with.
 
-use std::{future::Future, sync::Arc, time::SystemTime};
+use std::{future::Future, sync::Arc};
 
-use api::{
-    arn::ImageArn, catalogue, error::ServiceError, host::SharedHost, ids::EndpointId, timestamp::Timestamp,
-    token::TokenKey,
-};
+use api::{arn::ImageArn, catalogue, error::ServiceError, host::SharedHost, ids::EndpointId, token::TokenKey};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::error;
 
-use crate::{ControlConfig, microvms::registry::Registry, store::Store, store::StoreError};
+use crate::{ControlConfig, clock::Clock, microvms::registry::Registry, store::Store, store::StoreError};
 
 /// One per daemon.
 pub(crate) struct Shared {
@@ -19,6 +16,7 @@ pub(crate) struct Shared {
     pub(crate) host: SharedHost,
     pub(crate) token_key: Arc<TokenKey>,
     pub(crate) registry: Registry,
+    pub(crate) clock: Clock,
     /// A build that goes on holds a permit.
     pub(crate) builds: Arc<Semaphore>,
     /// What a drain waits for: drivers, builds, deletions.
@@ -32,7 +30,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// Milliseconds since the epoch.
     pub(crate) fn now(&self) -> i64 {
-        Timestamp::from(SystemTime::now()).unix_ms()
+        self.clock.now().unix_ms
     }
 
     /// ARN of one of our images.

@@ -31,6 +31,7 @@ pub(crate) use self::host::{Call, TestHost};
 use crate::{
     Control, ControlConfig,
     auth::Caller,
+    clock::{Clock, Moment},
     http::Operations,
     microvms::record::{Contract, Fate, Record},
 };
@@ -57,7 +58,7 @@ pub(crate) fn record() -> Record {
             ingress: vec![],
             egress: vec![],
         },
-        started_at: 0,
+        started_at: Moment { unix_ms: 0, boot: None },
         fate: Fate::pending(),
     }
 }
@@ -69,6 +70,10 @@ pub(crate) struct Fixture {
     directory: tempfile::TempDir,
     pub(crate) config: ControlConfig,
     pub(crate) caller: Caller,
+    /// Which boot of the host it is.
+    pub(crate) boot: uuid::Uuid,
+    /// By how many milliseconds the wall clock is set forward when it starts.
+    pub(crate) set_forward_ms: i64,
 }
 
 impl Fixture {
@@ -79,6 +84,8 @@ impl Fixture {
             directory: tempfile::tempdir().expect("a directory"),
             config: ControlConfig::default(),
             caller: Caller::root("000000000000", "us-east-1", "key"),
+            boot: uuid::Uuid::from_u128(1),
+            set_forward_ms: 0,
         };
         fixture.start().await;
         fixture
@@ -94,8 +101,18 @@ impl Fixture {
 
     pub(crate) async fn start(&mut self) {
         let key = Arc::new(TokenKey::new(uuid::Uuid::from_u128(1), [1; 32]));
-        let control = Control::open(self.config.clone(), &self.database(), self.host.clone(), key).await;
+        let clock = Clock::of_boot(self.boot, self.set_forward_ms);
+        let control = Control::open_by(clock, self.config.clone(), &self.database(), self.host.clone(), key).await;
         self.control = Some(control.expect("control opens"));
+    }
+
+    /// Sets the wall clock of the host, so many milliseconds forward from the truth, and wakes the driver to see it.
+    pub(crate) async fn set_clock(&mut self, ms: i64, id: &MicrovmId) {
+        self.set_forward_ms = ms;
+        self.control().shared.clock.set_forward_ms.store(ms, std::sync::atomic::Ordering::Relaxed);
+        let handle = self.control().shared.registry.get(id).expect("it is there");
+        // News of no VM: the driver looks at everything again.
+        handle.ended(api::ids::VmId::random(), "nothing".into()).await;
     }
 
     /// Stops as a crash would: whatever is in progress is cut off.

@@ -117,7 +117,7 @@ impl Driver {
     /// Waits for the next thing to happen and deals with it.
     async fn step(&mut self) {
         let busy = self.in_progress.is_some();
-        let wake_at = match due(&self.record, self.shared.now(), self.handle.idle(), busy) {
+        let wake_at = match due(&self.record, &self.shared.clock.now(), self.handle.idle(), busy) {
             Due::Now(request) if self.may_begin() => return self.clock(request).await,
             Due::Now(_) => None,
             Due::In(wait) => Some(Instant::now() + wait),
@@ -240,7 +240,7 @@ impl Driver {
             )
             | (Verb::Suspend | Verb::Resume, Err(HostError::Lost { reason })) => self.end(reason).await,
             (Verb::Suspend, Ok(_)) => {
-                let now = self.shared.now();
+                let now = self.shared.clock.now();
                 self.vm_id = None;
                 self.change(Event::Suspended, |fate| {
                     fate.suspended_at = Some(now);

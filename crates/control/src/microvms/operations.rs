@@ -54,9 +54,9 @@ pub(crate) async fn run(
     shared
         .carry_through(async move {
             let mut transaction = own.store.begin().await.map_err(hidden)?;
-            let now = own.now();
+            let now = own.clock.now();
             if let Some(token) = &token
-                && let Some(record) = replayed(&mut transaction, token, now).await?
+                && let Some(record) = replayed(&mut transaction, token, now.unix_ms).await?
             {
                 return Ok(response(&own, Record { fate: Fate::pending(), ..record }));
             }
@@ -89,7 +89,7 @@ pub(crate) async fn run(
             }
             if let Some(token) = &token {
                 let id = record.spec.microvm_id.to_string();
-                tokens::keep(&mut transaction, token, &id, now).await.map_err(hidden)?;
+                tokens::keep(&mut transaction, token, &id, now.unix_ms).await.map_err(hidden)?;
             }
             commit(transaction).await.map_err(hidden)?;
             super::start(&own, record.clone(), None, false);
@@ -196,7 +196,7 @@ fn response(shared: &Shared, record: Record) -> GetMicrovmResponse {
         execution_role_arn: contract.execution_role_arn,
         idle_policy: contract.idle_policy,
         maximum_duration_in_seconds: contract.maximum_duration_s,
-        started_at: Timestamp::from_unix_ms(started_at),
+        started_at: Timestamp::from_unix_ms(started_at.unix_ms),
         terminated_at: fate.terminated_at.map(Timestamp::from_unix_ms),
         state_reason: fate.reason,
         kms_key_identifier: None,

@@ -7,6 +7,7 @@ use super::{
     admission::Terms,
     state::{Aim, State},
 };
+use crate::clock::Moment;
 
 /// What the host need not know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,9 +45,9 @@ pub(crate) struct Fate {
     pub(crate) aim: Aim,
     /// `stateReason`.
     pub(crate) reason: Option<String>,
-    /// When it was suspended, in milliseconds since the epoch; only while it is.
-    pub(crate) suspended_at: Option<i64>,
-    /// When it ended.
+    /// When it was suspended; only while it is.
+    pub(crate) suspended_at: Option<Moment>,
+    /// When it ended, in milliseconds since the epoch.
     pub(crate) terminated_at: Option<i64>,
 }
 
@@ -68,8 +69,8 @@ pub(crate) struct Record {
     pub(crate) endpoint: EndpointId,
     /// What else was agreed.
     pub(crate) contract: Contract,
-    /// When it was asked for, in milliseconds since the epoch.
-    pub(crate) started_at: i64,
+    /// When it was asked for.
+    pub(crate) started_at: Moment,
     /// What has become of it.
     pub(crate) fate: Fate,
 }

@@ -12,9 +12,12 @@ use serde::Deserialize;
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{StoreError, failed, json, next_sequence, number, parse, parse_json};
-use crate::microvms::{
-    record::{Contract, Fate, Record},
-    state::State,
+use crate::{
+    clock::Moment,
+    microvms::{
+        record::{Contract, Fate, Record},
+        state::State,
+    },
 };
 
 /// Which microVMs a list is about.
@@ -29,20 +32,32 @@ pub(crate) struct Filter {
 fn record(row: &SqliteRow) -> Result<Record, StoreError> {
     let id: String = row.get("id");
     let text = |name: &str| row.get::<String, _>(name);
+    let suspended_at: Option<i64> = row.get("suspended_at");
     Ok(Record {
         sequence: row.get("sequence"),
         spec: parse_json::<MicrovmSpec>("microvms.spec_json", &id, &text("spec_json"))?,
         endpoint: parse("microvms.endpoint", &id, &text("endpoint"))?,
         contract: parse_json::<Contract>("microvms.terms_json", &id, &text("terms_json"))?,
-        started_at: row.get("started_at"),
+        started_at: moment(row, row.get("started_at"), "started_boot")?,
         fate: Fate {
             state: parse("microvms.state", &id, &text("state"))?,
             aim: parse("microvms.aim", &id, &text("aim"))?,
             reason: row.get("state_reason"),
-            suspended_at: row.get("suspended_at"),
+            suspended_at: suspended_at.map(|unix_ms| moment(row, unix_ms, "suspended_boot")).transpose()?,
             terminated_at: row.get("terminated_at"),
         },
     })
+}
+
+/// A moment whose place on the clock of a boot is in this column.
+fn moment(row: &SqliteRow, unix_ms: i64, column: &'static str) -> Result<Moment, StoreError> {
+    let boot: Option<String> = row.get(column);
+    let boot = boot.map(|text| parse(column, &row.get::<String, _>("id"), &text)).transpose()?;
+    Ok(Moment { unix_ms, boot })
+}
+
+fn boot_text(moment: &Moment) -> Option<String> {
+    moment.boot.map(|boot| boot.to_string())
 }
 
 /// Adds a microVM that was just asked for; answers its record.
@@ -51,14 +66,15 @@ pub(crate) async fn insert(
     spec: MicrovmSpec,
     endpoint: EndpointId,
     contract: Contract,
-    now: i64,
+    now: Moment,
 ) -> Result<Record, StoreError> {
     let sequence = next_sequence(connection).await?;
     let fate = Fate::pending();
     sqlx::query(
         "INSERT INTO microvms
-            (id, sequence, endpoint, image_id, image_version, state, aim, memory_mib, spec_json, terms_json, started_at)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (id, sequence, endpoint, image_id, image_version, state, aim, memory_mib, spec_json, terms_json, started_at,
+             started_boot)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(spec.microvm_id.to_string())
     .bind(sequence)
@@ -70,7 +86,8 @@ pub(crate) async fn insert(
     .bind(i64::from(spec.size.baseline_mib))
     .bind(json(&spec))
     .bind(json(&contract))
-    .bind(now)
+    .bind(now.unix_ms)
+    .bind(boot_text(&now))
     .execute(connection)
     .await
     .map_err(failed("add a microVM"))?;
@@ -80,17 +97,35 @@ pub(crate) async fn insert(
 /// Writes what has become of a microVM.
 pub(crate) async fn update(connection: &mut SqliteConnection, id: &MicrovmId, fate: &Fate) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE microvms SET state = ?, aim = ?, state_reason = ?, suspended_at = ?, terminated_at = ? WHERE id = ?",
+        "UPDATE microvms
+         SET state = ?, aim = ?, state_reason = ?, suspended_at = ?, suspended_boot = ?, terminated_at = ?
+         WHERE id = ?",
     )
     .bind(fate.state.as_str())
     .bind(fate.aim.as_str())
     .bind(&fate.reason)
-    .bind(fate.suspended_at)
+    .bind(fate.suspended_at.map(|moment| moment.unix_ms))
+    .bind(fate.suspended_at.as_ref().and_then(boot_text))
     .bind(fate.terminated_at)
     .bind(id.to_string())
     .execute(connection)
     .await
     .map_err(failed("update a microVM"))?;
+    Ok(())
+}
+
+/// Writes when a microVM was asked for, on the clock of another boot.
+pub(crate) async fn carry(
+    connection: &mut SqliteConnection,
+    id: &MicrovmId,
+    started_at: &Moment,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE microvms SET started_boot = ? WHERE id = ?")
+        .bind(boot_text(started_at))
+        .bind(id.to_string())
+        .execute(connection)
+        .await
+        .map_err(failed("carry a microVM's start over"))?;
     Ok(())
 }
 
@@ -229,4 +264,33 @@ pub(crate) async fn forget_before(connection: &mut SqliteConnection, time: i64) 
         .await
         .map_err(failed("forget microVMs"))?;
     ids.iter().map(|id| parse("microvms.id", id, id)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{clock::BootTime, store::Store, testing};
+
+    #[tokio::test]
+    async fn moments_are_kept_on_both_clocks_and_rows_of_before_have_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("state.db")).await.unwrap();
+        let mut connection = store.write().await.unwrap();
+        let Record { spec, endpoint, contract, .. } = testing::record();
+        let moment = |ms| Moment { unix_ms: ms, boot: Some(BootTime { boot: uuid::Uuid::from_u128(1), ms: -ms }) };
+        let mut kept = insert(&mut connection, spec, endpoint, contract, moment(5)).await.unwrap();
+        kept.fate = Fate { state: State::Suspended, suspended_at: Some(moment(6)), ..kept.fate };
+        let id = kept.spec.microvm_id;
+        update(&mut connection, &id, &kept.fate).await.unwrap();
+        assert_eq!(find(&mut connection, &id).await.unwrap().as_ref(), Some(&kept));
+        let forget = "UPDATE microvms SET started_boot = NULL, suspended_boot = NULL";
+        sqlx::query(forget).execute(&mut *connection).await.unwrap();
+        let old = find(&mut connection, &id).await.unwrap().unwrap();
+        assert_eq!(old.started_at, Moment { unix_ms: 5, boot: None });
+        assert_eq!(old.fate.suspended_at, Some(Moment { unix_ms: 6, boot: None }));
+        carry(&mut connection, &id, &moment(5)).await.unwrap();
+        assert_eq!(find(&mut connection, &id).await.unwrap().unwrap().started_at, kept.started_at);
+        drop(connection);
+        store.close().await;
+    }
 }

@@ -163,6 +163,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (5, "memory", include_str!("migrations/0005_memory.sql")),
     (6, "architectures", include_str!("migrations/0006_architectures.sql")),
     (7, "changes", include_str!("migrations/0007_changes.sql")),
+    (8, "boot times", include_str!("migrations/0008_boot_times.sql")),
 ];
 
 fn migrations() -> Migrator {

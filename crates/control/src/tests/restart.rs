@@ -5,12 +5,13 @@ use api::{
     host::Found,
     ids::{MicrovmId, VmId},
     images::ImageState,
-    microvms::MicrovmState as State,
+    microvms::{MicrovmState as State, RunMicrovmRequest},
 };
 
 use crate::{
+    microvms::admission::Request,
     recovery::REASON_LOST,
-    testing::{Call, Fixture, create_request, policy, until},
+    testing::{Call, Fixture, create_request, policy, run_request, until},
 };
 
 async fn fixture() -> Fixture {
@@ -130,6 +131,72 @@ async fn time_limits_go_on_while_nobody_looks() {
     fixture.host.hold(Call::Resume);
     fixture.start().await;
     fixture.until_state(&id, State::Terminated).await;
+}
+
+const DAY_MS: i64 = 86_400_000;
+
+async fn with_maximum(fixture: &Fixture, seconds: u32) -> MicrovmId {
+    let request = RunMicrovmRequest { maximum_duration_in_seconds: Some(seconds), ..run_request(fixture.arn("a")) };
+    fixture.run(request).await.unwrap().microvm_id
+}
+
+#[tokio::test]
+async fn a_clock_set_forward_ends_nothing() {
+    let mut fixture = fixture().await;
+    let running = with_maximum(&fixture, 3600).await;
+    fixture.until_state(&running, State::Running).await;
+    let suspended = fixture.suspended(policy(60, 3600, true)).await;
+    let started_at = fixture.get(&running).await.started_at;
+    for id in [running, suspended] {
+        fixture.set_clock(DAY_MS, &id).await;
+        // The driver takes its mail in order: once it has answered, it has looked at the clock.
+        let handle = fixture.control().shared.registry.get(&id).unwrap();
+        handle.ask(if id == running { Request::Resume } else { Request::Suspend }).await.unwrap();
+    }
+    assert_eq!(fixture.state(&running).await, State::Running);
+    assert_eq!(fixture.state(&suspended).await, State::Suspended);
+    fixture.crash().await;
+    fixture.start().await;
+    assert_eq!(fixture.state(&running).await, State::Running, "nor does a restart under the wrong clock");
+    assert_eq!(fixture.state(&suspended).await, State::Suspended);
+    assert_eq!(fixture.get(&running).await.started_at, started_at, "callers are shown what they were");
+}
+
+#[tokio::test]
+async fn a_clock_set_back_keeps_nothing() {
+    let mut fixture = fixture().await;
+    let id = with_maximum(&fixture, 2).await;
+    let suspended = fixture.suspended(policy(60, 2, true)).await;
+    fixture.set_clock(-DAY_MS, &id).await;
+    fixture.crash().await;
+    fixture.start().await;
+    fixture.until_state(&id, State::Terminated).await;
+    fixture.until_state(&suspended, State::Terminated).await;
+}
+
+#[tokio::test]
+async fn across_a_reboot_the_wall_clock_counts_once() {
+    let mut fixture = fixture().await;
+    let id = fixture.suspended(policy(60, 3600, true)).await;
+    let expired = with_maximum(&fixture, 1200).await;
+    fixture.until_state(&expired, State::Running).await;
+    fixture.suspend(&expired).await.unwrap();
+    fixture.until_state(&expired, State::Suspended).await;
+    fixture.crash().await;
+    // Half an hour without power.
+    (fixture.boot, fixture.set_forward_ms) = (uuid::Uuid::from_u128(2), 1_800_000);
+    fixture.start().await;
+    fixture.until_state(&expired, State::Terminated).await;
+    // Then somebody sets the clock a day forward, and the daemon starts again: one half-hour has passed, no more.
+    fixture.set_clock(DAY_MS, &id).await;
+    fixture.crash().await;
+    fixture.start().await;
+    assert_eq!(fixture.state(&id).await, State::Suspended);
+    fixture.crash().await;
+    // A host without a clock of its own begins its boot in the past.
+    (fixture.boot, fixture.set_forward_ms) = (uuid::Uuid::from_u128(3), -DAY_MS);
+    fixture.start().await;
+    assert_eq!(fixture.state(&id).await, State::Suspended);
 }
 
 #[tokio::test]
