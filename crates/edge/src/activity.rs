@@ -1,6 +1,7 @@
 //! When bytes last crossed, for the microVM's idle clock and for the limit on silence.
 
 use std::{
+    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -13,6 +14,9 @@ use tokio::time::Instant;
 
 /// How often one request tells the directory about its bytes at most. Idle clocks run in minutes.
 const TOUCH_EVERY_MS: u64 = 250;
+
+/// How often a request that waits for its answer tells the directory that it does.
+const IN_FLIGHT_EVERY: Duration = Duration::from_secs(1);
 
 /// One request's traffic. Its start and its end count as traffic.
 pub(crate) struct Activity {
@@ -58,6 +62,15 @@ impl Activity {
             // Of both directions at once, one tells.
             && self.last_touch_ms.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
         {
+            self.directory.touch(&self.microvm);
+        }
+    }
+
+    /// Keeps the microVM awake while it is waited for. A request whose answer has not begun carries no bytes, and would
+    /// otherwise be cut off by the suspend of a microVM that is busy with it.
+    pub(crate) async fn keep_awake(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(IN_FLIGHT_EVERY).await;
             self.directory.touch(&self.microvm);
         }
     }

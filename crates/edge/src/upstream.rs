@@ -62,6 +62,7 @@ pub(crate) async fn exchange(
         let sent = tokio::select! {
             sent = sent => sent,
             () = Arc::clone(activity).silence(limits.silence) => return Err(Refusal::Silent),
+            never = activity.keep_awake() => match never {},
         };
         let mut error = match sent {
             Ok(response) => {

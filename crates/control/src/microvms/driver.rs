@@ -56,6 +56,8 @@ pub(crate) struct Driver {
     /// Something of an earlier launch may be left.
     remains: bool,
     resumes_failed: u64,
+    /// Nobody asked for what it is on its way to: silence did.
+    for_silence: bool,
     in_progress: Option<InProgress>,
     /// A VM that ended before the verb that started it was known to have succeeded.
     ended_early: Option<(VmId, String)>,
@@ -79,6 +81,7 @@ impl Driver {
             vm_id,
             remains,
             resumes_failed: 0,
+            for_silence: false,
             in_progress: None,
             ended_early: None,
             retry_at: None,
@@ -205,6 +208,7 @@ impl Driver {
             self.write(&fate).await?;
         }
         self.record.fate = fate;
+        self.for_silence = request == Request::Idle;
         self.retry_at = None;
         self.publish();
         Ok(())
@@ -221,12 +225,22 @@ impl Driver {
             (Verb::Run, _) => self.vm_id = None,
             (_, _) => {}
         }
+        // Who sees it SUSPENDING waits. Who saw it run a moment before has restarted the clock, and has a request on its way into
+        // the VM, which is not to be cut off.
+        if verb == Verb::Suspend && self.for_silence && self.was_touched() {
+            return self.change(Event::SuspendUnchanged, |fate| fate.aim = Aim::Running).await;
+        }
         debug!(?verb, "begin");
         let perform = perform(self.shared.host.clone(), verb, self.remains, self.record.spec.clone());
         let task = tokio::spawn(perform.in_current_span());
         self.in_progress = Some(InProgress { verb, task: AbortOnDropHandle::new(task) });
         self.ended_early = None;
         self.publish();
+    }
+
+    fn was_touched(&self) -> bool {
+        let policy = self.record.contract.idle_policy;
+        policy.is_some_and(|policy| self.handle.idle() < Duration::from_secs(policy.max_idle_duration_seconds.into()))
     }
 
     async fn finished(&mut self, verb: Verb, outcome: Outcome) {

@@ -1,7 +1,7 @@
 //! What everybody else holds of a microVM: its driver's mailbox, what the driver last published, and the idle clock.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering, fence},
     time::{Duration, Instant},
 };
 
@@ -124,12 +124,17 @@ impl Handle {
     }
 
     /// Restarts the idle clock.
+    ///
+    /// Who then looks at the status and finds a VM may use it: the driver, having published that it suspends, looks at the
+    /// clock again. Of the two at least one sees the other, which is what the fences are for.
     pub(crate) fn touch(&self) {
         self.active_ms.store(self.elapsed_ms(), Ordering::Relaxed);
+        fence(Ordering::SeqCst);
     }
 
     /// Time since the idle clock was restarted.
     pub(crate) fn idle(&self) -> Duration {
+        fence(Ordering::SeqCst);
         Duration::from_millis(self.elapsed_ms().saturating_sub(self.active_ms.load(Ordering::Relaxed)))
     }
 

@@ -168,6 +168,25 @@ async fn silence_suspends_and_suspension_ends() {
 }
 
 #[tokio::test]
+async fn a_request_that_comes_in_the_instant_of_an_idle_suspend_is_not_cut_off() {
+    let fixture = fixture().await;
+    let id = fixture.running(policy(4, 600, true)).await;
+    // Nothing can be written, so the decision to suspend, once it is made, stays on its way.
+    let writer = fixture.control().shared.store.write().await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(4300)).await;
+    let vm = fixture.control().awake(&id).await.expect("it is seen to run");
+    drop(writer);
+    // The driver takes its mail in order: once it has answered, the decision has been carried out.
+    fixture.resume(&id).await.unwrap();
+    assert_eq!(fixture.host.vm(&id), Found::Running(vm));
+    assert_eq!(fixture.host.count(Call::Suspend), 0);
+    fixture.until_state(&id, State::Running).await;
+    assert_eq!(fixture.get(&id).await.state_reason, None);
+    fixture.until_state(&id, State::Suspended).await;
+    assert_eq!(fixture.host.count(Call::Suspend), 1);
+}
+
+#[tokio::test]
 async fn a_life_has_a_longest_duration() {
     let fixture = fixture().await;
     let request = RunMicrovmRequest { maximum_duration_in_seconds: Some(1), ..run_request(fixture.arn("a")) };

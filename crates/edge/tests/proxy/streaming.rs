@@ -170,6 +170,23 @@ async fn sixty_four_mebibytes_go_through_both_ways() {
 }
 
 #[tokio::test]
+async fn a_request_whose_answer_has_not_begun_keeps_its_microvm_awake() {
+    let world = World::new().await;
+    let app = App::http(|_| async {
+        tokio::time::sleep(Duration::from_millis(3500)).await;
+        Response::new(full("at last"))
+    })
+    .await;
+    world.place(8080, &app);
+    let before = world.directory.touches.load(Ordering::SeqCst);
+    let answer = world.get("/").await;
+    let touches = world.directory.touches.load(Ordering::SeqCst) - before;
+    // One at the start, and one for each second without a byte.
+    assert!((4..=5).contains(&touches), "{touches}");
+    assert_eq!(text(answer).await, "at last");
+}
+
+#[tokio::test]
 async fn a_reader_that_pauses_makes_the_writer_pause() {
     let world = World::new().await;
     let go = Arc::new(Notify::new());
