@@ -153,6 +153,15 @@ pub struct SuspendReport {
     pub device_bytes: u64,
 }
 
+/// What a VM has used since it was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time of its VMM, the guest's included.
+    pub cpu: Duration,
+    /// Bytes between the guest and other machines, both ways. What crosses its endpoint is not among them.
+    pub network_bytes: u64,
+}
+
 /// What a host found of a microVM after a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
@@ -215,6 +224,9 @@ pub trait Host: Send + Sync + 'static {
         microvms: &[MicrovmSpec],
         images: &[ImageRef],
     ) -> Result<Vec<(MicrovmId, Found)>, HostError>;
+
+    /// What this incarnation has used; `None` if it is no more, or this host cannot tell.
+    async fn usage(&self, microvm: &MicrovmId, vm: &VmId) -> Option<Usage>;
 
     /// Waits for the next thing to report. One caller.
     async fn next_event(&self) -> HostEvent;

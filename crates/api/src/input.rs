@@ -8,6 +8,7 @@ use crate::{
     catalogue,
     constraint::{Constraints, TextRule},
     error::ServiceError,
+    microvms::MAXIMUM_DURATION_SECONDS,
     page::{PAGE_ITEMS_MAX, PageRequest},
     word::Word,
 };
@@ -21,6 +22,7 @@ pub struct Input {
     path: Map<String, Value>,
     query: Map<String, Value>,
     body: Map<String, Value>,
+    longest_s: Option<u32>,
 }
 
 /// A request that can be read from its parts.
@@ -56,7 +58,19 @@ impl Input {
                 Ok(_) | Err(_) => return Err(catalogue::unreadable_input()),
             }
         };
-        Ok(Self { path: texts(&mut path.into_iter()), query: texts(&mut query.into_iter()), body })
+        let (path, query) = (texts(&mut path.into_iter()), texts(&mut query.into_iter()));
+        Ok(Self { path, query, body, longest_s: None })
+    }
+
+    /// Lets microVMs live for so many seconds, where a configuration goes beyond the service.
+    #[must_use]
+    pub fn allowing(self, longest_s: u32) -> Self {
+        Self { longest_s: Some(longest_s), ..self }
+    }
+
+    /// Longest `maximumDurationInSeconds`.
+    pub(crate) fn longest_s(&self) -> u32 {
+        self.longest_s.unwrap_or(MAXIMUM_DURATION_SECONDS)
     }
 
     /// A part of the path.

@@ -373,7 +373,7 @@ proptest! {
     #[test]
     fn no_body_makes_a_reader_panic(body in json_value(), text in ".{0,40}") {
         let _ = read::<CreateMicrovmImageRequest>(&[], &[], &body).map(|it| it.version.plan("us-east-1", &[Architecture::X86_64]));
-        let _ = read::<RunMicrovmRequest>(&[], &[], &body).map(|it| it.plan("us-east-1"));
+        let _ = read::<RunMicrovmRequest>(&[], &[], &body).map(|it| it.plan("us-east-1", 28_800));
         let _ = token(body).map(|it| it.plan());
         let _ = read::<GetMicrovmImageRequest>(&[("imageIdentifier", &text)], &[], &Value::Null);
         let _ = read::<ListMicrovmsRequest>(&[], &[("maxResults", &text), ("nextToken", &text)], &Value::Null);

@@ -10,7 +10,7 @@ use api::{
     ids::ImageVersion,
     images::{Architecture, CreateMicrovmImageRequest, ImagePlan, S3Location},
     input::{FromInput, Input},
-    microvms::{CreateMicrovmAuthTokenRequest, RunMicrovmRequest, RunPlan, TokenPlan},
+    microvms::{CreateMicrovmAuthTokenRequest, MAXIMUM_DURATION_SECONDS, RunMicrovmRequest, RunPlan, TokenPlan},
     size::Size,
     token::Ports,
 };
@@ -42,7 +42,7 @@ fn image(changes: Value) -> Result<ImagePlan, ServiceError> {
 
 fn run(changes: Value) -> Result<RunPlan, ServiceError> {
     let body = json!({ "imageIdentifier": "arn:aws:lambda:us-east-1:123456789012:microvm-image:shop" });
-    RunMicrovmRequest::from_input(&with(body, changes)).unwrap().plan(REGION)
+    RunMicrovmRequest::from_input(&with(body, changes)).unwrap().plan(REGION, MAXIMUM_DURATION_SECONDS)
 }
 
 fn token(minutes: u32, ports: Value) -> Result<TokenPlan, ServiceError> {
@@ -242,6 +242,32 @@ fn a_launch_has_defaults_and_limits() {
     };
     assert!(policy(28_800).is_ok());
     assert!(policy(28_801).is_err());
+}
+
+#[test]
+fn a_configuration_may_allow_longer_lives() {
+    let run = |allowed: u32, of_image: u32, seconds: u32| {
+        let policy = json!({
+            "maxIdleDurationSeconds": seconds, "suspendedDurationSeconds": 0, "autoResumeEnabled": false
+        });
+        let changes = json!({
+            "imageIdentifier": "arn:aws:lambda:us-east-1:123456789012:microvm-image:shop",
+            "maximumDurationInSeconds": seconds, "idlePolicy": policy,
+        });
+        RunMicrovmRequest::from_input(&with(json!({}), changes).allowing(allowed))?.plan(REGION, of_image)
+    };
+    assert_eq!(run(100_000, 100_000, 100_000).unwrap().maximum_duration_in_seconds, 100_000);
+    // The same sentence whichever limit it is.
+    let sentence = |limit: u32| {
+        format!(
+            "1 validation error detected: Value '{}' at 'maximumDurationInSeconds' failed to satisfy constraint: Member \
+             must have value less than or equal to {limit}",
+            limit + 1
+        )
+    };
+    refused(run(100_000, 100_000, 100_001), &sentence(100_000));
+    refused(run(100_000, 28_800, 28_801), &sentence(28_800));
+    refused(run(28_800, 28_800, 28_801), &sentence(28_800));
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::time::Duration;
 use api::connectors::Networks;
 use serde::{Deserialize, Serialize};
 
+use crate::Lifecycle;
+
 /// How much of everything there can be. What would be more is refused with `ServiceQuotaExceededException`. Memory and
 /// disk that the machine does not have are another matter: those are `InsufficientCapacityException`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +66,8 @@ pub struct ControlConfig {
     pub waiters_per_microvm_max: usize,
     /// How long such a request waits.
     pub wake_time_max: Duration,
+    /// What goes beyond the service's rules about the lives of microVMs.
+    pub lifecycle: Lifecycle,
     /// How long the record of a microVM that has ended can be seen. The real service shows it for 10 to 20 minutes at
     /// least; an hour is enough to look into what happened.
     pub terminated_kept: Duration,
@@ -83,6 +87,7 @@ impl Default for ControlConfig {
             // A suspend in progress and then a resume, each with a hook that takes its full minute, and their own work;
             // the edge waits as long.
             wake_time_max: Duration::from_secs(150),
+            lifecycle: Lifecycle::default(),
             terminated_kept: Duration::from_secs(3600),
         }
     }

@@ -18,6 +18,7 @@ pub mod http;
 pub mod iam;
 mod idempotency;
 mod images;
+mod lifecycle;
 mod microvms;
 mod operations;
 mod pages;
@@ -43,6 +44,7 @@ use tracing::warn;
 use self::{clock::Clock, microvms::registry::Registry, recovery::RecoverError, shared::Shared, store::Store};
 pub use self::{
     config::{ControlConfig, Quotas},
+    lifecycle::{ImageLifecycle, Lifecycle, LifecycleError},
     store::StoreError,
 };
 

@@ -72,6 +72,10 @@ macro_rules! operations {
     ($($method:ident($control:ident $(for $by:ident)?, $input:ident: $request:ident) -> $response:ident $answer:block)+) => {
         #[async_trait::async_trait]
         impl Operations for Control {
+            fn longest_microvm_s(&self) -> u32 {
+                self.shared.config.lifecycle.longest_of_all_s()
+            }
+
             $(
                 async fn $method(&self, caller: &Caller, $input: $request) -> Result<$response, ServiceError> {
                     self.admit(caller)?;

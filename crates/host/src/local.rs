@@ -9,6 +9,7 @@ use api::{
     directory::{AppStream, DialError, Dialer},
     host::{
         BuildFailure, BuildReport, BuildSpec, Found, Host, HostError, HostEvent, ImageRef, MicrovmSpec, SuspendReport,
+        Usage,
     },
     ids::{MicrovmId, VmId},
     images::Architecture,
@@ -209,6 +210,12 @@ impl Host for LocalHost {
         images: &[ImageRef],
     ) -> Result<Vec<(MicrovmId, Found)>, HostError> {
         self.reconcile_all(microvms, images).await
+    }
+
+    async fn usage(&self, microvm: &MicrovmId, vm: &VmId) -> Option<Usage> {
+        let machine = self.machine(microvm).filter(|machine| machine.vm_id == *vm)?;
+        let network_bytes = self.platform.network_bytes(machine.namespace.name())?;
+        Some(Usage { cpu: machine.vm.cpu_time()?, network_bytes })
     }
 
     async fn next_event(&self) -> HostEvent {

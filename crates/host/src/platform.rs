@@ -38,6 +38,11 @@ pub trait Vm: Send + Sync + 'static {
     /// Its directory.
     fn dir(&self) -> &Path;
 
+    /// Processor time it has used; `None` if it is no more, or that cannot be told.
+    fn cpu_time(&self) -> Option<Duration> {
+        None
+    }
+
     /// Stops the guest.
     async fn pause(&self) -> Result<(), ControlError>;
 
@@ -113,6 +118,11 @@ pub trait Platform: Send + Sync + 'static {
 
     /// Takes over the network of a VM that outlived a daemon.
     fn adopt_network(&self, name: &str) -> Result<SharedNetwork, NetworkError>;
+
+    /// Bytes that crossed between a network and other machines, both ways, if that can be told.
+    fn network_bytes(&self, _name: &str) -> Option<u64> {
+        None
+    }
 
     /// Destroys a network whose VM is gone. One that cannot be destroyed is not used again.
     async fn give_back_network(&self, name: &str);

@@ -124,6 +124,10 @@ impl Vm for vmm::Vm {
         vmm::Vm::dir(self)
     }
 
+    fn cpu_time(&self) -> Option<Duration> {
+        vmm::Vm::cpu_time(self)
+    }
+
     async fn pause(&self) -> Result<(), ControlError> {
         vmm::Vm::pause(self).await
     }
@@ -198,6 +202,10 @@ impl Platform for System {
 
     fn adopt_network(&self, name: &str) -> Result<SharedNetwork, NetworkError> {
         Ok(Arc::new(self.pool.adopt(name)?))
+    }
+
+    fn network_bytes(&self, name: &str) -> Option<u64> {
+        self.pool.bytes_outside(name)
     }
 
     async fn give_back_network(&self, name: &str) {

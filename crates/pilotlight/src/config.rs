@@ -11,7 +11,7 @@ use api::{
     connectors::{Networks, SecurityGroup, Subnet},
     sensitive::Sensitive,
 };
-use control::{Quotas, http::Throttles};
+use control::{Lifecycle, Quotas, http::Throttles};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{AssetArguments, DataArguments, ServeArguments};
@@ -108,6 +108,8 @@ pub struct Config {
     pub namespaces_ready: usize,
     /// How much of everything there can be.
     pub quotas: Quotas,
+    /// What goes beyond the service's rules about the lives of microVMs.
+    pub lifecycle: Lifecycle,
     /// Calls per second of operations, by their names; no limit for those left out.
     pub throttles: BTreeMap<String, u32>,
     /// Local networks that network connectors can name as subnets.
@@ -137,6 +139,7 @@ impl Default for Config {
             artifacts: None,
             namespaces_ready: 4,
             quotas: Quotas::default(),
+            lifecycle: Lifecycle::default(),
             throttles: BTreeMap::new(),
             subnets: Vec::new(),
             security_groups: Vec::new(),
@@ -214,6 +217,7 @@ impl Config {
             bail!("edge_addresses is empty; the endpoints need at least one address to be served on");
         }
         self.throttles()?;
+        self.lifecycle.check()?;
         self.networks().check().map_err(anyhow::Error::msg)
     }
 
@@ -324,6 +328,10 @@ mod tests {
             (Config { region: "here".into(), ..Config::default() }, "region"),
             (Config { domain: "Not A Domain".into(), ..Config::default() }, "domain"),
             (Config { edge_addresses: vec![], ..Config::default() }, "edge_addresses"),
+            (
+                Config { lifecycle: Lifecycle { work_cpu_percent: 0, ..Lifecycle::default() }, ..Config::default() },
+                "lifecycle.work_cpu_percent",
+            ),
             (Config { throttles: [("RunMicrovms".to_owned(), 5)].into(), ..Config::default() }, "RunMicrovms"),
         ] {
             let error = format!("{:#}", config.check().expect_err(word));
@@ -331,6 +339,9 @@ mod tests {
         }
         let error = toml::from_str::<Config>("[quotas]\nimage = 1").expect_err("a misspelt quota");
         assert!(error.to_string().contains("image"), "{error}");
+        let misspelt = "[lifecycle.images.agent]\nwork_keeps_awaka = true";
+        let error = toml::from_str::<Config>(misspelt).expect_err("a misspelt rule");
+        assert!(error.to_string().contains("work_keeps_awaka"), "{error}");
         Config::default().check().expect("the defaults are fine");
     }
 

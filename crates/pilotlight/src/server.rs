@@ -112,6 +112,7 @@ where
             account: config.account.clone(),
             endpoint_suffix: endpoint_suffix(config, edge_port),
             networks: config.networks(),
+            lifecycle: config.lifecycle.clone(),
             ..limits
         },
         &data_dir.join("state.db"),

@@ -11,7 +11,7 @@ use api::{
     directory::{AppStream, DialError, Dialer},
     host::{
         ArtifactSource, BuildFailure, BuildReport, BuildSpec, Found, Host, HostError, HostEvent, ImageRef, Layout,
-        MicrovmSpec, SuspendReport,
+        MicrovmSpec, SuspendReport, Usage,
     },
     ids::{MicrovmId, VmId},
     images::Architecture,
@@ -235,6 +235,11 @@ impl Host for PretendHost {
                 (spec.microvm_id, found)
             })
             .collect())
+    }
+
+    async fn usage(&self, _: &MicrovmId, _: &VmId) -> Option<Usage> {
+        // A pretend VM uses nothing.
+        None
     }
 
     async fn next_event(&self) -> HostEvent {

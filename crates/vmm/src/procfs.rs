@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The kernel's mark on links to files that were removed.
 const DELETED: &[u8] = b" (deleted)";
@@ -104,6 +105,23 @@ pub fn find_strays(uids: Range<u32>) -> Vec<(u32, u32)> {
         .collect()
 }
 
+/// Ticks a second in which the kernel tells processor time: the same on every architecture we run on.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// Processor time that all threads of a process have used, those that ended included.
+pub(crate) fn cpu_time(pid: u32) -> Option<Duration> {
+    parse_cpu_time(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_cpu_time(stat: &[u8]) -> Option<Duration> {
+    // The name may have anything in it, brackets included; what follows the last one are numbers.
+    let rest = &stat[stat.iter().rposition(|&byte| byte == b')')? + 1..];
+    let mut fields = std::str::from_utf8(rest).ok()?.split_ascii_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    let ticks = ticks()?.saturating_add(ticks()?);
+    Some(Duration::from_millis(ticks.saturating_mul(1000 / TICKS_PER_SECOND)))
+}
+
 /// The user a process is.
 pub(crate) fn uid_of(pid: u32) -> Option<u32> {
     // The directory itself belongs to root for a process that may not be dumped.
@@ -123,6 +141,9 @@ mod tests {
         let zombie = b"42 (qemu) Z 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 0 0";
         assert_eq!(parse_stat(zombie), Some(None));
         assert_eq!(parse_stat(b"nonsense"), None);
+        assert_eq!(parse_cpu_time(stat), Some(Duration::from_millis(70)));
+        assert_eq!(parse_cpu_time(b"nonsense"), None);
+        assert!(cpu_time(std::process::id()).is_some());
     }
 
     #[test]

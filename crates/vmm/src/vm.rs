@@ -105,6 +105,11 @@ impl Vm {
         self.0.process.pid
     }
 
+    /// Processor time that the VMM has used, the guest's included; `None` if it is no more.
+    pub fn cpu_time(&self) -> Option<std::time::Duration> {
+        procfs::cpu_time(self.pid())
+    }
+
     /// The ids of all of the VM's processes: of the VMM, and of its pager if it has one.
     pub fn pids(&self) -> Vec<u32> {
         let pager = self.0.record.pager.as_ref().map(|pager| pager.pid);

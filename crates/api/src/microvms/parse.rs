@@ -11,8 +11,8 @@ use crate::{
 
 use super::{
     CreateMicrovmAuthTokenRequest, CreateMicrovmShellAuthTokenRequest, GetMicrovmRequest, IdlePolicy,
-    ListMicrovmsRequest, MAXIMUM_DURATION_SECONDS, PortRange, PortSpecification, ResumeMicrovmRequest,
-    RunMicrovmRequest, SuspendMicrovmRequest, TerminateMicrovmRequest, Unit,
+    ListMicrovmsRequest, PortRange, PortSpecification, ResumeMicrovmRequest, RunMicrovmRequest, SuspendMicrovmRequest,
+    TerminateMicrovmRequest, Unit,
 };
 
 const IMAGE_IDENTIFIER: TextRule = TextRule::length(1, 256);
@@ -53,7 +53,7 @@ impl FromInput for RunMicrovmRequest {
         let run_hook_payload = input.body("runHookPayload").text(c, &RUN_HOOK_PAYLOAD).map(Sensitive::new);
         let maximum_duration_in_seconds = input
             .body("maximumDurationInSeconds")
-            .number(c, 1, MAXIMUM_DURATION_SECONDS.cast_signed())
+            .number(c, 1, input.longest_s().cast_signed())
             .map(i32::cast_unsigned);
         let client_token = input.body("clientToken").text(c, &CLIENT_TOKEN);
         std::mem::take(c).finish()?;

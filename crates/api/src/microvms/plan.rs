@@ -5,13 +5,15 @@ use std::time::Duration;
 use crate::{
     catalogue,
     connector::{Direction, EgressConnector, ManagedConnector},
+    constraint::Constraints,
     error::ServiceError,
     token::{EXPIRATION_MINUTES_MAX, Ports},
 };
 
 use super::{CreateMicrovmAuthTokenRequest, CreateMicrovmShellAuthTokenRequest, PortSpecification, RunMicrovmRequest};
 
-/// Longest life of a microVM, and of one that does not say: eight hours, suspension included.
+/// Life of a microVM that does not say, and the longest of any unless configured otherwise: eight hours, suspension
+/// included.
 pub const MAXIMUM_DURATION_SECONDS: u32 = 28_800;
 
 /// Most separate ranges of ports in a token, so that no token is longer than tokens may be. The service's own limit is
@@ -30,8 +32,9 @@ pub struct RunPlan {
 }
 
 impl RunMicrovmRequest {
-    /// Applies the service's rules and defaults.
-    pub fn plan(&self, region: &str) -> Result<RunPlan, ServiceError> {
+    /// Applies the service's rules and defaults. `longest_s` is the longest life that microVMs of this image may have, in
+    /// seconds: [`MAXIMUM_DURATION_SECONDS`] on the service.
+    pub fn plan(&self, region: &str, longest_s: u32) -> Result<RunPlan, ServiceError> {
         if self.kms_key_identifier.is_some() {
             return Err(catalogue::unsupported_kms_key());
         }
@@ -44,11 +47,16 @@ impl RunMicrovmRequest {
             Some(arns) => Some(EgressConnector::from_arns(arns, region)?),
         };
         if let Some(policy) = self.idle_policy
-            && policy.max_idle_duration_seconds > MAXIMUM_DURATION_SECONDS
+            && policy.max_idle_duration_seconds > longest_s
         {
-            return Err(catalogue::idle_duration_too_long(policy.max_idle_duration_seconds, MAXIMUM_DURATION_SECONDS));
+            return Err(catalogue::idle_duration_too_long(policy.max_idle_duration_seconds, longest_s));
         }
         let maximum_duration_in_seconds = self.maximum_duration_in_seconds.unwrap_or(MAXIMUM_DURATION_SECONDS);
+        // Another image may be allowed more, which is what the request's shape was held against.
+        let mut constraints = Constraints::new();
+        let (asked, most) = (maximum_duration_in_seconds.cast_signed(), longest_s.cast_signed());
+        constraints.number("maximumDurationInSeconds", asked, 1, most);
+        constraints.finish()?;
         Ok(RunPlan { ingress, egress, maximum_duration_in_seconds })
     }
 }

@@ -110,6 +110,7 @@ async fn carried_out(
         path.push((name.to_owned(), decoded(text)?));
     }
     let input = Input::new(path, query(parts.uri.query().unwrap_or_default())?, body)?;
+    let input = input.allowing(service.operations.longest_microvm_s());
     let asked = Asked { operations: Arc::clone(&service.operations), caller, input, call: Arc::clone(call) };
     // In a task of its own: a caller who hangs up does not leave an operation half done, nor without its line in the audit
     // log, and a bug that panics is an internal error, not a broken connection.

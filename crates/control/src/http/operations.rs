@@ -21,8 +21,9 @@ use api::{
     microvms::{
         CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, CreateMicrovmShellAuthTokenRequest,
         CreateMicrovmShellAuthTokenResponse, GetMicrovmRequest, GetMicrovmResponse, ListMicrovmsRequest,
-        ListMicrovmsResponse, ResumeMicrovmRequest, ResumeMicrovmResponse, RunMicrovmRequest, RunMicrovmResponse,
-        SuspendMicrovmRequest, SuspendMicrovmResponse, TerminateMicrovmRequest, TerminateMicrovmResponse,
+        ListMicrovmsResponse, MAXIMUM_DURATION_SECONDS, ResumeMicrovmRequest, ResumeMicrovmResponse, RunMicrovmRequest,
+        RunMicrovmResponse, SuspendMicrovmRequest, SuspendMicrovmResponse, TerminateMicrovmRequest,
+        TerminateMicrovmResponse,
     },
     tags::{
         ListTagsRequest, ListTagsResponse, TagResourceRequest, TagResourceResponse, UntagResourceRequest,
@@ -38,6 +39,11 @@ macro_rules! operations {
         /// request has been checked before it comes here, and its caller may make it; everything else is decided here.
         #[async_trait::async_trait]
         pub trait Operations: Resources {
+            /// Longest `maximumDurationInSeconds` of any image, in seconds; a longer one is of the wrong shape.
+            fn longest_microvm_s(&self) -> u32 {
+                MAXIMUM_DURATION_SECONDS
+            }
+
             $(
                 $(#[$doc])*
                 async fn $method(&self, caller: &Caller, request: $request) -> Result<$response, ServiceError>;

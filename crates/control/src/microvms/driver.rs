@@ -21,6 +21,7 @@ use super::{
     admission::{Admission, Request, admit},
     deadline::{Due, due},
     handle::{AskError, Command, Handle, Status},
+    meter::Meter,
     record::{Fate, Record},
     state::{Aim, Event, State, Verb, next, verb},
 };
@@ -35,6 +36,9 @@ const MEMORY_VERB_TIME_MAX: Duration = Duration::from_secs(900);
 
 /// `stateReason` of a microVM that ended as agreed.
 pub(crate) const REASON_SUCCESS: &str = "Success.";
+
+/// How long a host may take to say what a VM uses; then it is not known.
+const USAGE_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// First and longest wait before a failed write or terminate is tried again.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -56,6 +60,8 @@ pub(crate) struct Driver {
     /// Something of an earlier launch may be left.
     remains: bool,
     resumes_failed: u64,
+    /// What is known of its work, where work keeps it awake.
+    meter: Option<Meter>,
     /// Nobody asked for what it is on its way to: silence did.
     for_silence: bool,
     in_progress: Option<InProgress>,
@@ -74,6 +80,9 @@ impl Driver {
     pub(crate) fn new(shared: Arc<Shared>, record: Record, vm_id: Option<VmId>, remains: bool) -> (Self, Arc<Handle>) {
         let (handle, status, commands) = Handle::new(&record, shared.config.waiters_per_microvm_max);
         let handle = Arc::new(handle);
+        let work = shared.config.lifecycle.work(&record.contract.image_arn.name);
+        // Without a policy nothing is suspended for silence, and work need not be known.
+        let work = work.filter(|_| record.contract.idle_policy.is_some());
         let driver = Self {
             shared,
             handle: handle.clone(),
@@ -81,6 +90,7 @@ impl Driver {
             vm_id,
             remains,
             resumes_failed: 0,
+            meter: work.map(|work| Meter::new(work, Instant::now())),
             for_silence: false,
             in_progress: None,
             ended_early: None,
@@ -120,10 +130,18 @@ impl Driver {
     /// Waits for the next thing to happen and deals with it.
     async fn step(&mut self) {
         let busy = self.in_progress.is_some();
+        self.look_at_work().await;
         let wake_at = match due(&self.record, &self.shared.clock.now(), self.handle.idle(), busy) {
-            Due::Now(request) if self.may_begin() => return self.clock(request).await,
+            Due::Now(request) if self.may_begin() => {
+                if request == Request::Idle && self.works_after_all().await {
+                    return;
+                }
+                return self.clock(request).await;
+            }
             Due::Now(_) => None,
-            Due::In(wait) => Some(Instant::now() + wait),
+            Due::In(wait) => {
+                Some(self.next_look().map_or(Instant::now() + wait, |look| look.min(Instant::now() + wait)))
+            }
         };
         let retry_at = self.retry_at;
         let wake_at = match (wake_at, retry_at) {
@@ -159,6 +177,37 @@ impl Driver {
     fn retry_later(&mut self) {
         self.retry_at = Some(Instant::now() + self.retry_after);
         self.retry_after = (self.retry_after * 2).min(RETRY_MAX);
+    }
+
+    /// When to look at its work again, if that is to be looked at now.
+    fn next_look(&self) -> Option<Instant> {
+        let looked_at = self.record.fate.state == State::Running && self.in_progress.is_none();
+        self.meter.as_ref().filter(|_| looked_at).map(Meter::next)
+    }
+
+    /// Looks at its work when it is time to.
+    async fn look_at_work(&mut self) {
+        if self.next_look().is_some_and(|at| at <= Instant::now()) {
+            self.look_now().await;
+        }
+    }
+
+    /// Before it is suspended for silence: is it at work since the last look?
+    async fn works_after_all(&mut self) -> bool {
+        let old = self.meter.as_ref().is_some_and(|meter| meter.is_old(Instant::now()));
+        old && self.look_now().await
+    }
+
+    /// Looks at its work, which restarts the idle clock.
+    async fn look_now(&mut self) -> bool {
+        let (Some(meter), Some(vm_id)) = (&mut self.meter, self.vm_id) else { return false };
+        let usage = self.shared.host.usage(&self.record.spec.microvm_id, &vm_id);
+        let usage = timeout(USAGE_TIME_MAX, usage).await.unwrap_or(None);
+        let worked = meter.look(vm_id, Instant::now(), usage);
+        if worked {
+            self.handle.touch();
+        }
+        worked
     }
 
     /// Time asks for something.

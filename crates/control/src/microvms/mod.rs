@@ -4,6 +4,7 @@ pub(crate) mod admission;
 pub(crate) mod deadline;
 pub(crate) mod driver;
 pub(crate) mod handle;
+pub(crate) mod meter;
 pub(crate) mod operations;
 pub(crate) mod record;
 pub(crate) mod registry;

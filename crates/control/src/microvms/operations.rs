@@ -48,7 +48,8 @@ pub(crate) async fn run(
     caller: &Caller,
     mut request: RunMicrovmRequest,
 ) -> Result<RunMicrovmResponse, ServiceError> {
-    let plan = request.plan(&shared.config.region)?;
+    let longest_s = shared.config.lifecycle.longest_s(&request.image.name);
+    let plan = request.plan(&shared.config.region, longest_s)?;
     let token = request.client_token.take().map(|token| ClientToken::new("RunMicrovm", token, &request));
     let (own, caller) = (shared.clone(), caller.clone());
     shared

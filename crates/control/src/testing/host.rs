@@ -3,12 +3,13 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use api::{
     host::{
         BuildFailure, BuildReport, BuildSpec, Egress, Found, Host, HostError, HostEvent, ImageRef, MicrovmSpec,
-        SuspendReport,
+        SuspendReport, Usage,
     },
     ids::{MicrovmId, VmId},
     images::Architecture,
@@ -40,6 +41,7 @@ struct World {
     images: HashSet<(ImageRef, Option<Architecture>)>,
     launched_for: HashMap<MicrovmId, Option<Architecture>>,
     egress: HashMap<MicrovmId, Egress>,
+    usage: HashMap<MicrovmId, Usage>,
 }
 
 /// A pretend host: a map of what there is, failures that the test queues up, and calls that the test holds back.
@@ -118,6 +120,14 @@ impl TestHost {
     }
 
     /// Whether it has anything of a version.
+    /// A microVM uses so much more processor time, and sends so many bytes more.
+    pub(crate) fn work(&self, id: &MicrovmId, cpu: Duration, network_bytes: u64) {
+        let mut world = self.world();
+        let usage = world.usage.entry(*id).or_insert(Usage { cpu: Duration::ZERO, network_bytes: 0 });
+        usage.cpu += cpu;
+        usage.network_bytes += network_bytes;
+    }
+
     pub(crate) fn has_image(&self, image: &ImageRef) -> bool {
         self.world().images.iter().any(|(it, _)| it == image)
     }
@@ -310,6 +320,10 @@ impl Host for TestHost {
             .iter()
             .map(|spec| (spec.microvm_id, world.vms.get(&spec.microvm_id).copied().unwrap_or(Found::Nothing)))
             .collect())
+    }
+
+    async fn usage(&self, microvm: &MicrovmId, _: &VmId) -> Option<Usage> {
+        Some(self.world().usage.get(microvm).copied().unwrap_or(Usage { cpu: Duration::ZERO, network_bytes: 0 }))
     }
 
     async fn next_event(&self) -> HostEvent {

@@ -1,5 +1,7 @@
 //! What one microVM goes through.
 
+use std::{cell::Cell, time::Instant};
+
 use api::{
     catalogue,
     connector::ManagedConnector,
@@ -17,6 +19,7 @@ use api::{
 };
 
 use crate::{
+    ImageLifecycle,
     http::Operations,
     testing::{Call, Fixture, lost, policy, run_request, unchanged, until},
 };
@@ -184,6 +187,56 @@ async fn a_request_that_comes_in_the_instant_of_an_idle_suspend_is_not_cut_off()
     assert_eq!(fixture.get(&id).await.state_reason, None);
     fixture.until_state(&id, State::Suspended).await;
     assert_eq!(fixture.host.count(Call::Suspend), 1);
+}
+
+#[tokio::test]
+async fn work_keeps_a_microvm_awake_where_it_is_configured_to() {
+    let mut fixture = Fixture::new().await;
+    fixture.crash().await;
+    let rules = ImageLifecycle { work_keeps_awake: Some(true), ..ImageLifecycle::default() };
+    fixture.config.lifecycle.images.insert("a".to_owned(), rules);
+    fixture.start().await;
+    fixture.ready_image("a").await;
+    let (busy, idle) = (fixture.running(policy(3, 600, true)).await, fixture.running(policy(3, 600, true)).await);
+    let since = Instant::now();
+    let worked = Cell::new(since);
+    // Half of a processor all the time, and for the other one nothing.
+    let work = || fixture.host.work(&busy, worked.replace(Instant::now()).elapsed() / 2, 0);
+    until("the idle one is suspended", async || {
+        work();
+        fixture.state(&idle).await == State::Suspended
+    })
+    .await;
+    assert!(since.elapsed().as_secs() < 6, "{:?}", since.elapsed());
+    until("twice its idle duration is over", async || {
+        work();
+        assert_eq!(fixture.state(&busy).await, State::Running);
+        since.elapsed().as_secs() >= 8
+    })
+    .await;
+    let stopped = Instant::now();
+    fixture.until_state(&busy, State::Suspended).await;
+    // What it may be idle for, and at most the time between two looks.
+    assert!((2.0..10.0).contains(&stopped.elapsed().as_secs_f64()), "{:?}", stopped.elapsed());
+}
+
+#[tokio::test]
+async fn a_configured_image_lives_longer_than_the_service_lets_it() {
+    let mut fixture = Fixture::new().await;
+    fixture.crash().await;
+    let rules = ImageLifecycle { maximum_duration_seconds: Some(100_000), ..ImageLifecycle::default() };
+    fixture.config.lifecycle.images.insert("a".to_owned(), rules);
+    fixture.start().await;
+    fixture.ready_image("a").await;
+    fixture.ready_image("b").await;
+    let run = async |image: &str, seconds: u32| {
+        let maximum = Some(seconds);
+        fixture.run(RunMicrovmRequest { maximum_duration_in_seconds: maximum, ..run_request(fixture.arn(image)) }).await
+    };
+    assert_eq!(run("a", 100_000).await.unwrap().maximum_duration_in_seconds, 100_000);
+    assert!(matches!(run("a", 100_001).await, Err(ServiceError::Validation { .. })));
+    assert!(matches!(run("b", 28_801).await, Err(ServiceError::Validation { .. })));
+    assert_eq!(fixture.run(run_request(fixture.arn("a"))).await.unwrap().maximum_duration_in_seconds, 28_800);
 }
 
 #[tokio::test]

@@ -121,6 +121,14 @@ impl Pool {
         Some((self.first_uid + slot, self.cgroups().join(slot.to_string())))
     }
 
+    /// Bytes that crossed the link between a namespace and the rest of the world, both ways. What the host says to the
+    /// guest, it says from inside the namespace, so no request to an endpoint is among them.
+    pub fn bytes_outside(&self, name: &str) -> Option<u64> {
+        let link = Path::new("/sys/class/net").join(self.plan(self.slot_of(name)?).host_link).join("statistics");
+        let read = |counter: &str| std::fs::read_to_string(link.join(counter)).ok()?.trim().parse::<u64>().ok();
+        Some(read("rx_bytes")?.saturating_add(read("tx_bytes")?))
+    }
+
     /// Every user a VM of this data directory may run as.
     pub fn uids(&self) -> Range<u32> {
         self.first_uid..self.first_uid + SLOTS
