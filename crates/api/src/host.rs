@@ -153,6 +153,15 @@ pub struct SuspendReport {
     pub device_bytes: u64,
 }
 
+/// What a host has files of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Holdings {
+    /// MicroVMs.
+    pub microvms: Vec<MicrovmId>,
+    /// Image versions.
+    pub images: Vec<ImageRef>,
+}
+
 /// What a VM has used since it was started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
@@ -224,6 +233,13 @@ pub trait Host: Send + Sync + 'static {
         microvms: &[MicrovmSpec],
         images: &[ImageRef],
     ) -> Result<Vec<(MicrovmId, Found)>, HostError>;
+
+    /// What there are files of. Whoever asks then looks which of it should be: what is made after this is not in it.
+    async fn holdings(&self) -> Result<Holdings, HostError>;
+
+    /// Removes everything of these, which were in [`Host::holdings`] and should not be, and whatever else here is
+    /// nobody's: processes, networks, builds that do not go on. Safe at any time.
+    async fn tidy(&self, nobodys: &Holdings) -> Result<(), HostError>;
 
     /// What this incarnation has used; `None` if it is no more, or this host cannot tell.
     async fn usage(&self, microvm: &MicrovmId, vm: &VmId) -> Option<Usage>;

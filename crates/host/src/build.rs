@@ -6,6 +6,7 @@
 //! ```
 
 use std::{
+    collections::HashSet,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -13,7 +14,7 @@ use std::{
 
 use api::{
     host::{BuildFailure, BuildReport, BuildSpec, MicrovmSpec},
-    ids::MicrovmId,
+    ids::{BuildId, MicrovmId},
     images::Architecture,
 };
 use builder::{ImageConfig, Job};
@@ -68,6 +69,7 @@ impl LocalHost {
             let (asked, here) = (spec.architecture, Architecture::HOST);
             return Err(failure(format!("INTERNAL_PLATFORM_ERROR: this host builds for {here} only, not for {asked}")));
         }
+        let _going_on = GoingOn::new(&self.building, spec.build_id);
         let work = WorkDir(self.config.layout.build_dir(&spec.build_id));
         let result = self.build_in(&spec, &work.0).await;
         if let Err(failure) = &result {
@@ -265,6 +267,22 @@ impl LocalHost {
 
 /// The directory of a build, removed if the build is dropped half way.
 struct WorkDir(PathBuf);
+
+/// While it lives, its build goes on and has a directory; older than the directory, and gone after it.
+struct GoingOn(Arc<Mutex<HashSet<BuildId>>>, BuildId);
+
+impl GoingOn {
+    fn new(building: &Arc<Mutex<HashSet<BuildId>>>, build: BuildId) -> Self {
+        building.lock().expect("no holder of this lock panics").insert(build);
+        Self(Arc::clone(building), build)
+    }
+}
+
+impl Drop for GoingOn {
+    fn drop(&mut self) {
+        self.0.lock().expect("no holder of this lock panics").remove(&self.1);
+    }
+}
 
 impl Drop for WorkDir {
     fn drop(&mut self) {

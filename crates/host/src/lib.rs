@@ -34,6 +34,7 @@ mod reconcile;
 mod saved;
 mod stream;
 mod system;
+mod tidy;
 mod verbs;
 
 pub use config::HostConfig;

@@ -1,17 +1,17 @@
 //! The host of this machine: its machines in memory, and the verbs.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex},
 };
 
 use api::{
     directory::{AppStream, DialError, Dialer},
     host::{
-        BuildFailure, BuildReport, BuildSpec, Found, Host, HostError, HostEvent, ImageRef, MicrovmSpec, SuspendReport,
-        Usage,
+        BuildFailure, BuildReport, BuildSpec, Found, Holdings, Host, HostError, HostEvent, ImageRef, MicrovmSpec,
+        SuspendReport, Usage,
     },
-    ids::{MicrovmId, VmId},
+    ids::{BuildId, MicrovmId, VmId},
     images::Architecture,
     size::Size,
 };
@@ -39,6 +39,8 @@ pub struct LocalHost {
     pub(crate) config: HostConfig,
     pub(crate) platform: Arc<dyn Platform>,
     machines: Mutex<HashMap<MicrovmId, Arc<Machine>>>,
+    /// Builds that go on.
+    pub(crate) building: Arc<Mutex<HashSet<BuildId>>>,
     events: mpsc::UnboundedSender<HostEvent>,
     next_event: tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>,
     itself: std::sync::Weak<Self>,
@@ -65,6 +67,7 @@ impl LocalHost {
             config,
             platform,
             machines: Mutex::default(),
+            building: Arc::default(),
             events,
             next_event: tokio::sync::Mutex::new(next_event),
             itself: itself.clone(),
@@ -210,6 +213,14 @@ impl Host for LocalHost {
         images: &[ImageRef],
     ) -> Result<Vec<(MicrovmId, Found)>, HostError> {
         self.reconcile_all(microvms, images).await
+    }
+
+    async fn holdings(&self) -> Result<Holdings, HostError> {
+        self.list_files().await
+    }
+
+    async fn tidy(&self, nobodys: &Holdings) -> Result<(), HostError> {
+        self.remove_nobodys(nobodys).await
     }
 
     async fn usage(&self, microvm: &MicrovmId, vm: &VmId) -> Option<Usage> {

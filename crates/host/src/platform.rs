@@ -127,6 +127,15 @@ pub trait Platform: Send + Sync + 'static {
     /// Destroys a network whose VM is gone. One that cannot be destroyed is not used again.
     async fn give_back_network(&self, name: &str);
 
+    /// The same, unless somebody has it: of a network that is known by its name alone, which may have gone to another VM.
+    async fn give_back_abandoned_network(&self, name: &str) {
+        self.give_back_network(name).await;
+    }
+
+    /// Ends VMs and destroys networks that nobody has and none of these names speaks for. At any time: what somebody makes,
+    /// uses or removes meanwhile is left alone.
+    async fn reclaim(&self, _recorded: &HashSet<String>) {}
+
     /// Destroys every network but these, and what else is left of VMs that are gone.
     async fn sweep_networks(&self, keep: &[String]);
 

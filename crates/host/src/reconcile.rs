@@ -58,6 +58,14 @@ impl LocalHost {
             reason: reason_of("Files left behind could not be removed", &error),
         })?;
         self.platform.prepare_ahead();
+        let count = |it: fn(&Found) -> bool| found.iter().filter(|(_, found)| it(found)).count();
+        tracing::info!(
+            running = count(|it| matches!(it, Found::Running(_))),
+            suspended = count(|it| *it == Found::Suspended),
+            lost = count(|it| *it == Found::Nothing),
+            images = images.len(),
+            "what should be has been compared with what is there"
+        );
         Ok(found)
     }
 

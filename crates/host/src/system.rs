@@ -98,6 +98,16 @@ impl System {
     }
 }
 
+/// Ends every process of a slot's user.
+async fn end_processes_of(uid: u32) -> Result<(), KillError> {
+    let strays = blocking(move || Ok(vmm::find_strays(uid..uid + 1))).await;
+    for (pid, uid) in strays.unwrap_or_default() {
+        tracing::info!(pid, "ending a VMM process that nobody watches");
+        vmm::Vm::kill_stray(pid, uid).await?;
+    }
+    Ok(())
+}
+
 /// What a VM of this size may use: processors in proportion when there are not enough, whatever is free otherwise.
 fn limits(size: Size) -> Limits {
     Limits { cpu_weight: CPU_WEIGHT_PER_VCPU * size.vcpus(), ..Limits::of(size.vcpus()) }
@@ -212,6 +222,25 @@ impl Platform for System {
         self.pool.give_back(name).await;
     }
 
+    async fn give_back_abandoned_network(&self, name: &str) {
+        self.pool.give_back_abandoned(name).await;
+    }
+
+    async fn reclaim(&self, recorded: &HashSet<String>) {
+        let uids = self.pool.uids();
+        let strays = blocking(move || Ok(vmm::find_strays(uids))).await.unwrap_or_default();
+        let users = strays.into_iter().map(|(_, uid)| uid).collect();
+        let end = async |uid: u32, cgroup: &Path| {
+            let ended = end_processes_of(uid).await;
+            if let Err(error) = &ended {
+                tracing::error!(uid, %error, "a VMM process that is nobody's could not be ended");
+            }
+            vmm::Hierarchies::find().remove(cgroup);
+            ended.is_ok()
+        };
+        self.pool.reclaim(&users, recorded, end).await;
+    }
+
     async fn sweep_networks(&self, keep: &[String]) {
         vmm::Hierarchies::find().sweep(&self.pool.cgroups());
         self.pool.sweep(keep).await;
@@ -265,13 +294,10 @@ impl Platform for System {
     }
 
     async fn end_vms_in(&self, network: &str) -> Result<(), KillError> {
-        let uid = self.pool.identity_of(network).map(|(uid, _)| uid);
-        let strays = blocking(move || Ok(uid.map_or(vec![], |uid| vmm::find_strays(uid..uid + 1)))).await;
-        for (pid, uid) in strays.unwrap_or_default() {
-            tracing::info!(pid, "ending a VMM process that nobody watches");
-            vmm::Vm::kill_stray(pid, uid).await?;
+        match self.pool.identity_of(network) {
+            Some((uid, _)) => end_processes_of(uid).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     async fn build_root_disk(&self, job: &Job) -> Result<Built, BuildError> {

@@ -207,7 +207,7 @@ impl LocalHost {
                 reason: reason_of("The virtual machine could not be ended", &error),
             })?;
             forget_machine(files).await;
-            self.platform.give_back_network(&record.namespace).await;
+            self.platform.give_back_abandoned_network(&record.namespace).await;
         }
         Ok(())
     }

@@ -10,8 +10,8 @@ use std::{
 use api::{
     directory::{AppStream, DialError, Dialer},
     host::{
-        ArtifactSource, BuildFailure, BuildReport, BuildSpec, Found, Host, HostError, HostEvent, ImageRef, Layout,
-        MicrovmSpec, SuspendReport, Usage,
+        ArtifactSource, BuildFailure, BuildReport, BuildSpec, Found, Holdings, Host, HostError, HostEvent, ImageRef,
+        Layout, MicrovmSpec, SuspendReport, Usage,
     },
     ids::{MicrovmId, VmId},
     images::Architecture,
@@ -235,6 +235,14 @@ impl Host for PretendHost {
                 (spec.microvm_id, found)
             })
             .collect())
+    }
+
+    async fn holdings(&self) -> Result<Holdings, HostError> {
+        Ok(Holdings::default())
+    }
+
+    async fn tidy(&self, _: &Holdings) -> Result<(), HostError> {
+        Ok(())
     }
 
     async fn usage(&self, _: &MicrovmId, _: &VmId) -> Option<Usage> {

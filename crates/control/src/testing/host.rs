@@ -8,8 +8,8 @@ use std::{
 
 use api::{
     host::{
-        BuildFailure, BuildReport, BuildSpec, Egress, Found, Host, HostError, HostEvent, ImageRef, MicrovmSpec,
-        SuspendReport, Usage,
+        BuildFailure, BuildReport, BuildSpec, Egress, Found, Holdings, Host, HostError, HostEvent, ImageRef,
+        MicrovmSpec, SuspendReport, Usage,
     },
     ids::{MicrovmId, VmId},
     images::Architecture,
@@ -28,6 +28,7 @@ pub(crate) enum Call {
     Suspend,
     Resume,
     Terminate,
+    Holdings,
 }
 
 #[derive(Default)]
@@ -213,7 +214,7 @@ impl TestHost {
                 Call::Run => state == Found::Nothing,
                 Call::Suspend => matches!(state, Found::Running(_)),
                 Call::Resume => state == Found::Suspended,
-                Call::Terminate | Call::Build | Call::RemoveImage | Call::Room => true,
+                Call::Terminate | Call::Build | Call::RemoveImage | Call::Room | Call::Holdings => true,
             };
             // A VM may end before control can know.
             if !sensible && state != Found::Nothing {
@@ -232,7 +233,7 @@ impl TestHost {
         match call {
             Call::Run | Call::Resume => world.vms.insert(id, Found::Running(VmId::random())),
             Call::Suspend => world.vms.insert(id, Found::Suspended),
-            Call::Terminate | Call::Build | Call::RemoveImage | Call::Room => world.vms.remove(&id),
+            Call::Terminate | Call::Build | Call::RemoveImage | Call::Room | Call::Holdings => world.vms.remove(&id),
         };
         Ok(())
     }
@@ -320,6 +321,20 @@ impl Host for TestHost {
             .iter()
             .map(|spec| (spec.microvm_id, world.vms.get(&spec.microvm_id).copied().unwrap_or(Found::Nothing)))
             .collect())
+    }
+
+    async fn holdings(&self) -> Result<Holdings, HostError> {
+        self.gate(Call::Holdings).await;
+        let world = self.world();
+        let images: HashSet<ImageRef> = world.images.iter().map(|(image, _)| image.clone()).collect();
+        Ok(Holdings { microvms: world.vms.keys().copied().collect(), images: images.into_iter().collect() })
+    }
+
+    async fn tidy(&self, nobodys: &Holdings) -> Result<(), HostError> {
+        let mut world = self.world();
+        world.vms.retain(|id, _| !nobodys.microvms.contains(id));
+        world.images.retain(|(image, _)| !nobodys.images.contains(image));
+        Ok(())
     }
 
     async fn usage(&self, microvm: &MicrovmId, _: &VmId) -> Option<Usage> {

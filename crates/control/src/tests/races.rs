@@ -2,11 +2,15 @@
 
 use api::{
     directory::{Directory, Unavailable},
-    host::HostError,
+    host::{Found, HostError},
+    ids::MicrovmId,
     microvms::MicrovmState as State,
 };
 
-use crate::testing::{Call, Fixture, policy, unchanged, until};
+use crate::{
+    housekeeping,
+    testing::{Call, Fixture, policy, unchanged, until},
+};
 
 async fn fixture() -> Fixture {
     let fixture = Fixture::new().await;
@@ -169,4 +173,31 @@ async fn a_terminate_that_fails_is_tried_again() {
     fixture.terminate(&id).await.unwrap();
     fixture.until_state(&id, State::Terminated).await;
     assert_eq!(fixture.host.count(Call::Terminate), 3);
+}
+
+#[tokio::test]
+async fn what_a_host_has_of_nobody_goes_and_nothing_else() {
+    let fixture = fixture().await;
+    let (running, suspended) = (fixture.running(None).await, fixture.suspended(None).await);
+    let images = fixture.host.images();
+    let nobodys = MicrovmId::random();
+    fixture.host.set(&nobodys, Found::Suspended);
+    // Launched while the comparison is under way: the host may list it, and its record is older than that.
+    fixture.host.hold(Call::Holdings);
+    let shared = fixture.control().shared.clone();
+    let compared = tokio::spawn(async move { housekeeping::compare(&shared).await });
+    tokio::task::yield_now().await;
+    let later = fixture.running(None).await;
+    fixture.host.hold(Call::Run);
+    let launching = fixture.pending(None).await;
+    fixture.host.release(Call::Holdings);
+    compared.await.unwrap().unwrap();
+    assert_eq!(fixture.host.vm(&nobodys), Found::Nothing);
+    for id in [running, later] {
+        assert!(matches!(fixture.host.vm(&id), Found::Running(_)), "{id}");
+    }
+    assert_eq!(fixture.host.vm(&suspended), Found::Suspended);
+    assert_eq!(fixture.host.images(), images);
+    fixture.host.release(Call::Run);
+    fixture.until_state(&launching, State::Running).await;
 }

@@ -6,7 +6,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -136,6 +136,11 @@ impl Namespace {
             .filter_map(|entry| entry.file_name().into_string().ok())
             .filter(|name| name.starts_with(prefix))
             .collect()
+    }
+
+    /// Gone once nobody has this namespace any more.
+    pub(super) fn holders(&self) -> Weak<OwnedFd> {
+        Arc::downgrade(&self.handle)
     }
 
     /// Its name.

@@ -2,7 +2,7 @@
 //! which is slower by some tens of milliseconds but never refused.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeSet, HashSet, VecDeque},
     net::{IpAddr, Ipv4Addr},
     ops::Range,
     path::{Path, PathBuf},
@@ -12,10 +12,12 @@ use std::{
 use api::host::Egress;
 use tokio::sync::Notify;
 
-use super::{Namespace, NetworkError, namespace::Plan, rules};
-
-/// How many VMs a host can have at once: its addresses are a /18, four to a VM.
-const SLOTS: u32 = 4096;
+use super::{
+    Namespace, NetworkError,
+    claims::{Claims, SLOTS, Work},
+    namespace::Plan,
+    rules,
+};
 
 /// What a pool is told.
 #[derive(Debug, Clone)]
@@ -32,17 +34,9 @@ pub struct Pool {
     first_uid: u32,
     network: Ipv4Addr,
     config: PoolConfig,
-    state: Mutex<State>,
+    claims: Claims,
+    ready: Mutex<VecDeque<Namespace>>,
     wanted: Notify,
-}
-
-#[derive(Default)]
-struct State {
-    ready: VecDeque<(u32, Namespace)>,
-    used: BTreeSet<u32>,
-    /// Where the search for a free slot starts. Slots go round, because the kernel takes down the links of a deleted
-    /// namespace a little later, and their names with them.
-    next: u32,
 }
 
 impl Pool {
@@ -60,18 +54,18 @@ impl Pool {
         // A user for each slot. 0x7000_0000 and up is what systemd's registry of users leaves to nobody; one of 32,768 ranges.
         let first_uid = 0x7000_0000 | (((hash >> 32) as u32 & 0x7fff) * SLOTS);
         rules::install(&owner, network, 18, &config.nameservers).await?;
-        Ok(Arc::new(Self { owner, first_uid, network, config, state: Mutex::default(), wanted: Notify::new() }))
+        Ok(Arc::new(Self { owner, first_uid, network, config, claims: Claims::default(), ready: Mutex::default(), wanted: Notify::new() }))
     }
 
     /// Keeps the pool filled until the returned future is dropped.
     pub async fn keep_filled(self: Arc<Self>) {
         loop {
-            if self.locked().ready.len() >= self.config.ready {
+            if self.ready().len() >= self.config.ready {
                 self.wanted.notified().await;
                 continue;
             }
             match self.make().await {
-                Ok(made) => self.locked().ready.push_back(made),
+                Ok(made) => self.ready().push_back(made),
                 Err(error) => {
                     tracing::error!(%error, "cannot make a network namespace ahead of time");
                     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
@@ -82,11 +76,11 @@ impl Pool {
 
     /// A namespace for one VM.
     pub async fn take(&self) -> Result<Namespace, NetworkError> {
-        let ready = self.locked().ready.pop_front();
+        let ready = self.ready().pop_front();
         self.wanted.notify_one();
         match ready {
-            Some((_, namespace)) => Ok(namespace),
-            None => Ok(self.make().await?.1),
+            Some(namespace) => Ok(namespace),
+            None => self.make().await,
         }
     }
 
@@ -110,7 +104,7 @@ impl Pool {
     pub fn adopt(&self, name: &str) -> Result<Namespace, NetworkError> {
         let namespace = Namespace::open(name)?;
         if let Some(slot) = self.slot_of(name) {
-            self.locked().used.insert(slot);
+            self.claims.adopt(slot, namespace.holders());
         }
         Ok(namespace)
     }
@@ -139,19 +133,54 @@ impl Pool {
         Path::new("pilotlight").join(&self.owner)
     }
 
-    /// Destroys a namespace whose VM is gone, and frees its slot.
+    /// Destroys a namespace whose VM is gone, and frees its slot. One that somebody is destroying already is left to them.
     pub async fn give_back(&self, name: &str) {
+        if let Some(work) = self.slot_of(name).and_then(|slot| self.claims.give_back(slot)) {
+            self.remove(work).await;
+        }
+    }
+
+    /// The same, if whoever had it has left it: by its name alone nobody can tell that it has not gone to another VM.
+    pub async fn give_back_abandoned(&self, name: &str) {
+        if let Some(work) = self.slot_of(name).and_then(|slot| self.claims.reclaim_abandoned(slot)) {
+            self.remove(work).await;
+        }
+    }
+
+    /// Whatever is in slots that are nobody's goes: processes of these users first, by `end`, then namespaces. Slots that a
+    /// record speaks for are left to whoever reads it.
+    pub async fn reclaim(
+        &self,
+        users: &BTreeSet<u32>,
+        recorded: &HashSet<String>,
+        end: impl AsyncFn(u32, &Path) -> bool,
+    ) {
+        let of_users = users.iter().filter_map(|uid| uid.checked_sub(self.first_uid)).filter(|slot| *slot < SLOTS);
+        let namespaces = Namespace::list(&self.prefix());
+        let of_namespaces = namespaces.iter().filter_map(|name| self.slot_of(name));
+        let slots: BTreeSet<u32> = of_users.chain(of_namespaces).chain(self.claims.abandoned()).collect();
+        for slot in slots {
+            let plan = self.plan(slot);
+            if recorded.contains(&plan.name) {
+                continue;
+            }
+            // From here on nobody else can have it.
+            let Some(work) = self.claims.reclaim(slot) else { continue };
+            tracing::info!(network = plan.name, "reclaiming a network that is nobody's");
+            if end(plan.uid, &self.cgroups().join(slot.to_string())).await {
+                self.remove(work).await;
+            }
+        }
+    }
+
+    async fn remove(&self, work: Work<'_>) {
+        let plan = self.plan(work.slot());
         // Sockets still open in the namespace keep it and its links alive, so the link goes first, by itself.
-        if let Some(slot) = self.slot_of(name) {
-            Namespace::unlink(&self.plan(slot).host_link).await;
-        }
-        if let Err(error) = Namespace::destroy(name).await {
+        Namespace::unlink(&plan.host_link).await;
+        match Namespace::destroy(&plan.name).await {
+            Ok(()) => work.free(),
             // The slot stays taken: a namespace that could not be removed must not be handed out again.
-            tracing::error!(namespace = name, %error, "cannot remove a network namespace");
-            return;
-        }
-        if let Some(slot) = self.slot_of(name) {
-            self.locked().used.remove(&slot);
+            Err(error) => tracing::error!(namespace = plan.name, %error, "cannot remove a network namespace"),
         }
     }
 
@@ -167,8 +196,8 @@ impl Pool {
 
     /// Destroys the namespaces that wait for a VM; those in use stay.
     pub async fn drain(&self) {
-        let waiting: Vec<_> = self.locked().ready.drain(..).collect();
-        for (_, namespace) in waiting {
+        let waiting: Vec<_> = self.ready().drain(..).collect();
+        for namespace in waiting {
             self.give_back(namespace.name()).await;
         }
     }
@@ -183,24 +212,18 @@ impl Pool {
         }
     }
 
-    async fn make(&self) -> Result<(u32, Namespace), NetworkError> {
-        let slot = self.reserve().ok_or(NetworkError::Exhausted { limit: SLOTS })?;
-        match Namespace::create(&self.plan(slot)).await {
-            Ok(namespace) => Ok((slot, namespace)),
+    async fn make(&self) -> Result<Namespace, NetworkError> {
+        let work = self.claims.reserve().ok_or(NetworkError::Exhausted { limit: SLOTS })?;
+        match Namespace::create(&self.plan(work.slot())).await {
+            Ok(namespace) => {
+                work.hand_over(namespace.holders());
+                Ok(namespace)
+            }
             Err(error) => {
-                self.locked().used.remove(&slot);
+                work.free();
                 Err(error)
             }
         }
-    }
-
-    fn reserve(&self) -> Option<u32> {
-        let mut state = self.locked();
-        let start = state.next;
-        let slot = (0..SLOTS).map(|offset| (start + offset) % SLOTS).find(|slot| !state.used.contains(slot))?;
-        state.used.insert(slot);
-        state.next = (slot + 1) % SLOTS;
-        Some(slot)
     }
 
     fn plan(&self, slot: u32) -> Plan {
@@ -222,7 +245,7 @@ impl Pool {
         name.strip_prefix(&self.prefix())?.parse().ok()
     }
 
-    fn locked(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().expect("no holder of this lock panics")
+    fn ready(&self) -> std::sync::MutexGuard<'_, VecDeque<Namespace>> {
+        self.ready.lock().expect("no holder of this lock panics")
     }
 }
