@@ -151,3 +151,96 @@ pub fn copy_into_io(error: snapshot::CopyError) -> io::Error {
         error @ snapshot::CopyError::Read { .. } => io::Error::other(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::FileExt};
+
+    use super::*;
+    use crate::files::MicrovmFiles;
+
+    const PAGE: usize = 4096;
+
+    fn suspended(dir: &Path) -> SuspendedFiles {
+        let files = MicrovmFiles::at(dir.to_owned()).suspended();
+        fs::create_dir(files.dir()).unwrap();
+        fs::write(files.device_state(), b"the devices").unwrap();
+        let runs = [0..PAGE as u64, 8 * PAGE as u64..10 * PAGE as u64];
+        let mut read = |offset: u64, pages: &mut [u8]| {
+            pages.fill(offset as u8 ^ 0x5a);
+            Ok(())
+        };
+        snapshot::write_layer(&files.layer(), 16 * PAGE as u64, &runs, &mut read).unwrap();
+        write_suspended(&files).unwrap();
+        files
+    }
+
+    /// What a resume does before it starts anything.
+    fn opens(files: &SuspendedFiles) -> bool {
+        let applied = || snapshot::open_layer(&files.layer())?.apply(&mut |_, _| Ok(()));
+        check_suspended(files).is_ok() && applied().is_ok()
+    }
+
+    /// Every bit of a file, one after the other, is changed and put right again.
+    fn for_every_bit(path: &Path, whole: impl Fn() -> bool) {
+        let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let bytes = fs::read(path).unwrap();
+        for (place, byte) in bytes.iter().enumerate() {
+            for bit in 0..8 {
+                file.write_all_at(&[byte ^ 1 << bit], place as u64).unwrap();
+                assert!(!whole(), "bit {bit} of byte {place} of {}", path.display());
+            }
+            file.write_all_at(&[*byte], place as u64).unwrap();
+        }
+        assert!(whole());
+    }
+
+    #[test]
+    fn no_bit_of_a_suspend_snapshot_can_be_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = suspended(dir.path());
+        for_every_bit(&files.manifest(), || opens(&files));
+        for_every_bit(&files.device_state(), || opens(&files));
+        // The layer is long: one byte in a hundred and one.
+        let layer = fs::read(files.layer()).unwrap();
+        for place in (0..layer.len()).step_by(101) {
+            let mut changed = layer.clone();
+            changed[place] ^= 0x10;
+            fs::write(files.layer(), &changed).unwrap();
+            assert!(!opens(&files), "byte {place} of the layer");
+        }
+    }
+
+    #[test]
+    fn no_part_of_a_suspend_snapshot_can_be_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = suspended(dir.path());
+        for path in [files.manifest(), files.device_state(), files.layer()] {
+            let bytes = fs::read(&path).unwrap();
+            for length in (0..bytes.len()).step_by(if bytes.len() > PAGE { 509 } else { 1 }) {
+                // The newline after a manifest is no part of it.
+                if bytes[length..] != *b"\n" {
+                    fs::write(&path, &bytes[..length]).unwrap();
+                    assert!(!opens(&files), "{length} bytes of {}", path.display());
+                }
+            }
+            fs::remove_file(&path).unwrap();
+            assert!(!opens(&files), "without {}", path.display());
+            fs::write(&path, &bytes).unwrap();
+            assert!(opens(&files));
+        }
+    }
+
+    #[test]
+    fn no_bit_of_a_versions_manifest_can_be_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = VersionFiles::at(dir.path().to_owned());
+        fs::write(files.device_state(), b"the devices").unwrap();
+        let entries = vec![FileEntry::of(dir.path(), "device.state", true).unwrap()];
+        let machine = serde_json::json!({
+            "memory_mib": 512, "vcpus": 1, "driver": "qemu", "accelerator": "tcg", "vmm": "7.2.0",
+        });
+        Manifest::new(VERSION_KIND, entries, machine).write(&files.manifest()).unwrap();
+        for_every_bit(&files.manifest(), || check_version(&files, Driver::Qemu, Accel::Tcg).is_ok());
+    }
+}

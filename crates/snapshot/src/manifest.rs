@@ -28,6 +28,9 @@ pub struct Manifest {
     pub files: Vec<FileEntry>,
     /// What the machine was: memory, processors, CPU model, accelerator, QEMU's version, machine.
     pub vm: serde_json::Value,
+    /// The crc32c of all this without it. Manifests of before it was kept have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    crc32c: Option<u32>,
 }
 
 /// A file of a snapshot.
@@ -56,7 +59,14 @@ impl FileEntry {
 impl Manifest {
     /// A manifest of these files.
     pub fn new(kind: impl Into<String>, files: Vec<FileEntry>, vm: serde_json::Value) -> Self {
-        Self { magic: MAGIC.to_owned(), version: VERSION, kind: kind.into(), files, vm }
+        let unsummed = Self { magic: MAGIC.to_owned(), version: VERSION, kind: kind.into(), files, vm, crc32c: None };
+        Self { crc32c: Some(unsummed.sum()), ..unsummed }
+    }
+
+    /// The checksum of what it says, however it is spaced.
+    fn sum(&self) -> u32 {
+        let unsummed = Self { crc32c: None, ..self.clone() };
+        crc32c::crc32c(&serde_json::to_vec(&unsummed).expect("a manifest is plain data with text keys"))
     }
 
     /// Writes the manifest; when this returns the snapshot exists.
@@ -83,6 +93,9 @@ impl Manifest {
             return Err(ManifestError::Version { path: path(), version: head.version });
         }
         let manifest = Self::deserialize(value).map_err(parse)?;
+        if manifest.crc32c.is_some_and(|crc32c| crc32c != manifest.sum()) {
+            return Err(ManifestError::Sum { path: path() });
+        }
         if manifest.files.len() > MAX_FILES {
             return Err(ManifestError::Files { path: path() });
         }
@@ -188,6 +201,12 @@ pub enum ManifestError {
         path: PathBuf,
         /// Its version.
         version: u32,
+    },
+    /// The document is not as it was written.
+    #[error("{} is damaged: its checksum is that of something else", path.display())]
+    Sum {
+        /// The document.
+        path: PathBuf,
     },
     /// The manifest has too many files.
     #[error("{} lists more than {MAX_FILES} files", path.display())]
