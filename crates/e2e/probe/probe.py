@@ -138,6 +138,39 @@ def ballast():
     return jsonify(sha256=digest.hexdigest())
 
 
+@probe.get("/sums")
+def sums():
+    """What memory and files hold, in a few letters."""
+    digests = {"memory": hashlib.sha256(b"".join(state["ballast"])).hexdigest()}
+    for name, path in (("file", "/var/probe"), ("shm", "/dev/shm/probe")):
+        if "write" in request.args:
+            with open(path, "wb") as out:
+                out.write(os.urandom(256 << 10))
+        if os.path.exists(path):
+            with open(path, "rb") as kept:
+                digests[name] = hashlib.sha256(kept.read()).hexdigest()
+    return jsonify(digests)
+
+
+@probe.get("/spin")
+def spin():
+    """Works for so long, after the answer."""
+
+    def work(until):
+        while time.monotonic() < until:
+            sum(range(10000))
+
+    threading.Thread(target=work, args=(time.monotonic() + float(request.args["seconds"]),), daemon=True).start()
+    return jsonify()
+
+
+@probe.get("/think")
+def think():
+    """Says nothing for so long."""
+    time.sleep(float(request.args["seconds"]))
+    return jsonify(thought=True)
+
+
 @probe.get("/machine")
 def machine():
     with open("/proc/meminfo") as lines:

@@ -90,12 +90,22 @@ pub fn signal(pid: u32, signal: rustix::process::Signal) -> anyhow::Result<()> {
 /// server keeps stable over releases (FNV-1a), because it must find its own again.
 #[must_use]
 pub fn owner(data_dir: &Path) -> String {
-    let hash = data_dir
+    format!("{:06x}", hash(data_dir) & 0xff_ffff)
+}
+
+fn hash(data_dir: &Path) -> u64 {
+    data_dir
         .as_os_str()
         .as_bytes()
         .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
-    format!("{:06x}", hash & 0xff_ffff)
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// The user whom a VMM in this slot of a data directory runs as; as stable as the mark.
+#[must_use]
+pub fn slot_user(data_dir: &Path, slot: u32) -> u32 {
+    let range = u32::try_from(hash(data_dir) >> 32 & 0x7fff).expect("15 bits");
+    0x7000_0000 | (range * 4096) | slot
 }
 
 /// Network namespaces of a data directory.

@@ -9,8 +9,10 @@ mod demo;
 mod edge;
 mod ends;
 mod faults;
+mod held;
 mod hooks;
 mod hostile;
+mod idle;
 mod images;
 mod isolation;
 mod life;
@@ -46,6 +48,8 @@ pub fn trials() -> Vec<Trial> {
         ends::TESTS,
         clocks::TESTS,
         soak::TESTS,
+        held::TESTS,
+        idle::TESTS,
         hooks::TESTS,
         isolation::TESTS,
         hostile::TESTS,

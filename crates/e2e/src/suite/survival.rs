@@ -1,6 +1,9 @@
 //! The server goes and comes back; the microVMs do not notice, or end in a state that is true.
 
 use std::{
+    fs,
+    os::unix::process::CommandExt,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -19,6 +22,7 @@ pub const TESTS: &[Test] = &[
     ("survival::a_crash_in_the_middle_of_a_launch_leaves_no_orphan", mid_launch),
     ("survival::a_crash_in_the_middle_of_a_build_leaves_no_orphan", mid_build),
     ("survival::a_vm_that_died_while_the_server_was_down_is_known_to_have_ended", died_meanwhile),
+    ("survival::what_is_nobodys_goes_while_everything_goes_on", tidied),
     ("survival::sigterm_drains_and_leaves_running_microvms_to_the_next_server", drains),
 ];
 
@@ -156,6 +160,43 @@ fn died_meanwhile(stage: &mut Stage) -> anyhow::Result<()> {
     stage.server.start()?;
     let ended = stage.await_state(&microvm.id, "TERMINATED")?;
     ensure!(ended["stateReason"].as_str().is_some_and(|reason| !reason.is_empty()), "{ended}");
+    stage.no_orphans()
+}
+
+fn tidied(stage: &mut Stage) -> anyhow::Result<()> {
+    let (busy, asleep) = (stage.launch()?, stage.launch()?);
+    stage.count(&asleep)?;
+    stage.suspend(&asleep)?;
+    let data = stage.server.data_dir().to_owned();
+    // As verbs that were dropped half way leave things; of slots that nobody uses.
+    let uuid = "00000000-0000-4000-8000-00000000dead";
+    let left = [data.join(format!("microvms/microvm-{uuid}")), data.join(format!("builds/{uuid}"))];
+    for directory in &left {
+        fs::create_dir(directory)?;
+        fs::write(directory.join("scratch.img"), "left")?;
+    }
+    let namespace = format!("pl-{}-4000", machine::owner(&data));
+    ensure!(Command::new("ip").args(["netns", "add", &namespace]).status()?.success(), "no namespace");
+    let mut stray = Command::new("sleep").arg("600").uid(machine::slot_user(&data, 4001)).spawn()?;
+    let mut count = 0;
+    let gone = until("what is nobody's to be gone", Duration::from_secs(80), || {
+        // Meanwhile verbs go on, and none is disturbed.
+        stage.suspend(&busy)?;
+        count += 1;
+        ensure!(stage.count(&busy)? == count, "the counter was lost");
+        let fresh = stage.launch()?;
+        ensure!(stage.count(&fresh)? == 1);
+        stage.terminate(&fresh.id)?;
+        ensure!(!left.iter().any(|it| it.exists()), "files are left");
+        ensure!(!machine::namespaces_of(&data).contains(&namespace), "the namespace is left");
+        ensure!(stray.try_wait()?.is_some(), "the process is left");
+        Ok(())
+    });
+    // Ended already, if all is well.
+    let _ = stray.kill();
+    stray.wait()?;
+    gone?;
+    ensure!(stage.count(&asleep)? == 2, "the counter of the one that slept was lost");
     stage.no_orphans()
 }
 
