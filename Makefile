@@ -40,6 +40,7 @@ test: setup-tests
 lint:
 	cargo fmt --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo clippy --release -p failpoint --features armed -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
 	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; else echo "cargo-deny is not installed: skipped"; fi
 	cargo run --release -p xtask -- check

@@ -75,6 +75,9 @@ build_binaries() {
   # All at once, as `cargo test` will: a crate alone may want other features of what it depends on, and build it again.
   [[ ! $for_tests ]] || crates=(--workspace --exclude guest)
   cargo build --release --bins "${crates[@]}"
+  # The server that dies where the fault test says. The same crates as above, so that what they depend on is built once.
+  [[ ! $for_tests ]] ||
+    cargo build --release --bin pilotlight-failpoints --features pilotlight/failpoints "${crates[@]}"
   # Static, because inside a microVM there is nothing to link to; in a directory of its own, because the flags differ.
   local flags=CARGO_TARGET_${triple//-/_}_RUSTFLAGS
   env "${flags^^}=-C target-feature=+crt-static" \

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
     io::{BufRead, BufReader, Write},
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
@@ -11,13 +12,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
 use crate::{machine, repository, sweep, until};
 
 /// Longest wait for `ready`.
 const READY_MAX: Duration = Duration::from_secs(60);
+
+/// Longest wait for a server to reach the step it is to die at. A build is on the way to some.
+const DEATH_MAX: Duration = Duration::from_secs(180);
 
 /// Longest wait for an orderly end.
 const DRAIN_MAX: Duration = Duration::from_secs(60);
@@ -47,6 +51,12 @@ pub fn program() -> PathBuf {
     std::env::var_os("PILOTLIGHT").map_or_else(|| repository().join("target/release/pilotlight"), PathBuf::from)
 }
 
+/// The program whose failpoints are armed.
+#[must_use]
+pub fn armed() -> PathBuf {
+    program().with_file_name("pilotlight-failpoints")
+}
+
 impl Server {
     /// A server that is not started.
     #[must_use]
@@ -70,10 +80,29 @@ impl Server {
     /// Starts it and waits until it is ready. The first start chooses free ports, later ones keep them, because
     /// endpoints that users hold name the port.
     pub fn start(&mut self) -> anyhow::Result<()> {
+        let program = self.program.clone();
+        self.start_program(&program, None)
+    }
+
+    /// Starts the program that dies at a step, until that is reached.
+    pub fn start_to_die_at(&mut self, step: &str) -> anyhow::Result<()> {
+        self.start_program(&armed(), Some(step))
+    }
+
+    /// Waits for it to die by a kill of its own.
+    pub fn await_death(&mut self) -> anyhow::Result<()> {
+        let child = self.child.as_mut().context("the server is not running")?;
+        let status = until("the server to die", DEATH_MAX, || child.try_wait()?.context("it lives"))?;
+        self.child = None;
+        ensure!(status.signal() == Some(rustix::process::Signal::KILL.as_raw()), "the server ended with {status}");
+        Ok(())
+    }
+
+    fn start_program(&mut self, program: &Path, die_at: Option<&str>) -> anyhow::Result<()> {
         let (api, edge) = self.ports.unwrap_or((0, 0));
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let mut command = Command::new(&self.program);
-        command.arg("serve");
+        let mut command = Command::new(program);
+        command.arg("serve").envs(die_at.map(|step| (failpoint::VARIABLE, step)));
         if !self.arguments.iter().any(|argument| argument == "--config") {
             command.arg("--config").arg(repository().join("crates/e2e/server.toml"));
         }
@@ -90,7 +119,7 @@ impl Server {
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
-            .with_context(|| format!("starting {} (made by `make setup-tests`)", self.program.display()))?;
+            .with_context(|| format!("starting {} (made by `make setup-tests`)", program.display()))?;
         let stdout = BufReader::new(child.stdout.take().context("stdout is piped")?);
         self.child = Some(child);
         // After the start, so that either this or the sweep sees the process.

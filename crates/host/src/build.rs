@@ -18,6 +18,7 @@ use api::{
     images::Architecture,
 };
 use builder::{ImageConfig, Job};
+use failpoint::step;
 use guest_protocol::{AppEnd, AppSpec, AppStatus, Purpose};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -99,6 +100,7 @@ impl LocalHost {
             .await
             .map_err(|error| failure(error.to_string()))?;
 
+        step("build.fetched");
         let job = Job {
             archive,
             tag: spec.build_id.to_string(),
@@ -110,20 +112,24 @@ impl LocalHost {
         let cancel = job.cancel.clone().drop_guard();
         let built = self.platform.build_root_disk(&job).await.map_err(|error| failure(error.reason().to_owned()))?;
         drop(cancel);
+        step("build.disk-made");
 
         let with_size = |mut failure: BuildFailure| {
             failure.code_install_bytes = Some(built.code_install_bytes);
             failure
         };
         self.snapshot_app(spec, &built.config, &version, work).await.map_err(with_size)?;
+        step("build.saved");
         let report = weigh(&version, built.code_install_bytes).map_err(with_size)?;
         self.put_in_place(spec, &version).await.map_err(with_size)?;
+        step("build.in-place");
         if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.validate)
             && let Err(failure) = self.validate(spec, port, timeout, work).await
         {
             let _ = files::remove_dir(self.config.layout.build_files_dir(&spec.image, spec.among())).await;
             return Err(with_size(failure));
         }
+        step("build.validated");
         self.log(spec, "the image version is ready\n");
         Ok(report)
     }
@@ -149,12 +155,14 @@ impl LocalHost {
 
         self.log(spec, "booting a microVM to start the application in\n");
         let guest = BuildGuest::boot_with_retries(self, spec, version, work).await?;
+        step("build.booted");
         let status = guest.agent.start(app).await.map_err(|error| {
             failure(format!("CONTAINER_START_FAILED: {}", reason_of("the application could not be started", &error)))
         })?;
         if let AppStatus::Exited(end) = status {
             return Err(exited_early(&end));
         }
+        step("build.app-started");
         let ready = guest.wait_until_ready(spec, config);
         tokio::select! {
             // The exit is the better reason when both are there.
@@ -167,6 +175,7 @@ impl LocalHost {
             result = ready => result?,
         }
         self.log(spec, "the application is ready; taking the snapshot\n");
+        step("build.ready");
         guest.agent.quiesce().await.map_err(|error| internal("the guest's disk cannot be written", &error))?;
         guest.vm.pause().await.map_err(|error| internal("the microVM cannot be stopped", &error))?;
         guest

@@ -171,7 +171,7 @@ mod tests {
             Ok(())
         };
         snapshot::write_layer(&files.layer(), 16 * PAGE as u64, &runs, &mut read).unwrap();
-        write_suspended(&files).unwrap();
+        write_suspended(&files, SystemTime::now()).unwrap();
         files
     }
 

@@ -13,6 +13,7 @@ use std::{
 };
 
 use api::host::SuspendReport;
+use failpoint::step;
 use snapshot::{Layer, changed_since, open_layer, write_layer};
 
 use crate::{
@@ -107,6 +108,7 @@ pub async fn save(
     files::remove_dir(fresh.dir().clone()).await.map_err(SuspendError::File)?;
     tokio::fs::create_dir(fresh.dir()).await.map_err(SuspendError::File)?;
     let changes = machine.vm.snapshot_incremental(&fresh.device_state()).await.map_err(SuspendError::Vm)?;
+    step("suspend.devices-saved");
     let memory_bytes = u64::from(machine.spec.size.guest_memory_mib()) * 1024 * 1024;
     let ground = files.ground();
     let (plan, changes) = blocking({
@@ -123,8 +125,10 @@ pub async fn save(
         if let Err(error) = plan.write(&ground, &fresh, memory_bytes, &changes) {
             return Ok(Err(error));
         }
+        step("suspend.memory-saved");
         let device_bytes = std::fs::metadata(fresh.device_state())?.len();
         manifest::write_suspended(&fresh, stopped_at)?;
+        step("suspend.manifest-written");
         Ok(Ok(SuspendReport { memory_bytes: bytes, device_bytes }))
     })
     .await

@@ -295,8 +295,9 @@ impl Platform for System {
 
     async fn end_vms_in(&self, network: &str) -> Result<(), KillError> {
         match self.pool.identity_of(network) {
-            Some((uid, _)) => end_processes_of(uid).await,
-            None => Ok(()),
+            // One that somebody has again belongs to another VM by now.
+            Some((uid, _)) if self.pool.is_abandoned(network) => end_processes_of(uid).await,
+            _ => Ok(()),
         }
     }
 

@@ -21,6 +21,7 @@ use api::{
     host::{HostError, MicrovmSpec, SuspendReport},
     ids::VmId,
 };
+use failpoint::step;
 
 use crate::{
     agent::Life,
@@ -37,9 +38,10 @@ use crate::{
 impl LocalHost {
     pub(crate) async fn run_microvm(&self, spec: &MicrovmSpec) -> Result<VmId, HostError> {
         // What an interrupted launch left goes first.
-        self.terminate_microvm(spec).await?;
-        capacity::check_launch(&*self.platform, &self.config.layout.data)?;
         let files = self.microvm_files(&spec.microvm_id);
+        self.end_machine(spec, &files).await?;
+        remove_files(&files).await?;
+        capacity::check_launch(&*self.platform, &self.config.layout.data)?;
         match self.launch(spec, &files).await {
             Ok(machine) => Ok(self.admit(machine)),
             Err(error) => {
@@ -67,13 +69,16 @@ impl LocalHost {
         })
         .await
         .map_err(|source| lost(LaunchError::File { what: "copy the writable disk", source }))?;
+        step("run.disk-copied");
 
         // A launch is the beginning of its time, however old the image is.
         let state = version.device_state();
         let restored =
             launch::restore(self, spec, &version, files, &state, Duration::ZERO, None).await.map_err(lost)?;
+        step("run.restored");
         let machine =
             restored.set_going(&self.config, &*self.platform, spec, files, Life::Begins).await.map_err(lost)?;
+        step("run.going");
         let launched = async {
             if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.run) {
                 let mut body = serde_json::json!({ "microvmId": spec.microvm_id });
@@ -84,9 +89,12 @@ impl LocalHost {
                     .await
                     .map_err(|failure| HostError::Lost { reason: hook_reason("Run", failure) })?;
             }
+            step("run.hook-answered");
             tokio::fs::write(files.launched_mark(), [])
                 .await
-                .map_err(|source| lost(LaunchError::File { what: "mark the launch as complete", source }))
+                .map_err(|source| lost(LaunchError::File { what: "mark the launch as complete", source }))?;
+            step("run.marked");
+            Ok(())
         };
         match launched.await {
             Ok(()) => Ok(machine),
@@ -112,8 +120,10 @@ impl LocalHost {
                 .await
                 .map_err(|failure| HostError::Lost { reason: hook_reason("Suspend", failure) })?;
         }
+        step("suspend.hook-answered");
         let saved = async {
             machine.vm.pause().await.map_err(SuspendError::Pause)?;
+            step("suspend.paused");
             saved::save(&*self.platform, &machine, &files, SystemTime::now()).await
         };
         let report = match saved.await {
@@ -133,8 +143,10 @@ impl LocalHost {
                 };
             }
         };
+        step("suspend.in-place");
         self.dismiss(&spec.microvm_id, machine.vm_id);
         self.clear(&machine).await;
+        step("suspend.vm-ended");
         forget_machine(&files).await;
         Ok(report)
     }
@@ -146,30 +158,35 @@ impl LocalHost {
         capacity::check_launch(&*self.platform, &self.config.layout.data)?;
         let suspended = files.suspended();
         let memory = saved::open(&suspended).await.map_err(|error| unchanged(&error))?;
+        step("resume.checked");
         let version = self.version_files(&spec.image, spec.architecture);
         let state = suspended.device_state();
         let (stood_still, memory) = (memory.stood_still(), Some((suspended.layer(), memory)));
         let restored = launch::restore(self, spec, &version, &files, &state, stood_still, memory)
             .await
             .map_err(|error| unchanged(&error))?;
+        step("resume.restored");
 
         let _ = files::remove_dir(files.resumed().dir().clone()).await;
         if let Err(error) = rename_synced(suspended.dir(), files.resumed().dir(), files.dir()).await {
             restored.discard(&*self.platform, &files).await;
             return Err(unchanged(&error));
         }
+        step("resume.snapshot-set-aside");
         // From here on the snapshot is history: the guest runs and its disk changes.
         let lost = |reason| HostError::Lost { reason };
         let machine = restored
             .set_going(&self.config, &*self.platform, spec, &files, Life::Begins)
             .await
             .map_err(|error| lost(reason_of("The microVM could not be resumed", &error)))?;
+        step("resume.going");
         if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.resume)
             && let Err(failure) = hooks::call(&*machine.namespace, port, "resume", None, timeout).await
         {
             self.clear(&machine).await;
             return Err(lost(hook_reason("Resume", failure)));
         }
+        step("resume.hook-answered");
         if let Err(error) = saved::retire(&files).await {
             tracing::warn!(microvm = %spec.microvm_id, %error, "cannot remove a used suspend snapshot");
         }
@@ -178,23 +195,30 @@ impl LocalHost {
 
     pub(crate) async fn terminate_microvm(&self, spec: &MicrovmSpec) -> Result<(), HostError> {
         let files = self.microvm_files(&spec.microvm_id);
-        if let Some(machine) = self.machine(&spec.microvm_id) {
-            let _verb = machine.verb.lock().await;
-            if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.terminate)
-                && let Err(failure) = hooks::call(&*machine.namespace, port, "terminate", None, timeout).await
-            {
-                // Nothing can be done about it: it is ended all the same.
-                tracing::info!(microvm = %spec.microvm_id, ?failure, "a terminate hook failed");
-            }
-            if self.dismiss(&spec.microvm_id, machine.vm_id).is_some() {
-                self.clear(&machine).await;
-            }
-        } else {
-            self.end_unwatched(&files).await?;
+        self.end_machine(spec, &files).await?;
+        step("terminate.vm-ended");
+        remove_files(&files).await?;
+        step("terminate.files-removed");
+        Ok(())
+    }
+
+    /// Ends the VM that there is, if there is one.
+    async fn end_machine(&self, spec: &MicrovmSpec, files: &MicrovmFiles) -> Result<(), HostError> {
+        let Some(machine) = self.machine(&spec.microvm_id) else {
+            return self.end_unwatched(files).await;
+        };
+        let _verb = machine.verb.lock().await;
+        if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.terminate)
+            && let Err(failure) = hooks::call(&*machine.namespace, port, "terminate", None, timeout).await
+        {
+            // Nothing can be done about it: it is ended all the same.
+            tracing::info!(microvm = %spec.microvm_id, ?failure, "a terminate hook failed");
         }
-        files::remove_dir(files.dir().clone()).await.map_err(|error| HostError::Unchanged {
-            reason: reason_of("The microVM's files could not be removed", &error),
-        })
+        step("terminate.hook-answered");
+        if self.dismiss(&spec.microvm_id, machine.vm_id).is_some() {
+            self.clear(&machine).await;
+        }
+        Ok(())
     }
 }
 
@@ -211,6 +235,12 @@ impl LocalHost {
         }
         Ok(())
     }
+}
+
+async fn remove_files(files: &MicrovmFiles) -> Result<(), HostError> {
+    files::remove_dir(files.dir().clone())
+        .await
+        .map_err(|error| HostError::Unchanged { reason: reason_of("The microVM's files could not be removed", &error) })
 }
 
 /// Renames a directory and makes the rename last; one that does not last is taken back.

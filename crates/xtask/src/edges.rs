@@ -19,13 +19,14 @@ const TABLE: &[(&str, Edges)] = &[
     ("vmm", Edges::Exactly(&[])),
     ("snapshot", Edges::Exactly(&[])),
     ("builder", Edges::Exactly(&[])),
-    ("control", Edges::Exactly(&["api"])),
-    ("host", Edges::Exactly(&["api", "builder", "guest-protocol", "snapshot", "vmm"])),
+    ("failpoint", Edges::Exactly(&[])),
+    ("control", Edges::Exactly(&["api", "failpoint"])),
+    ("host", Edges::Exactly(&["api", "builder", "failpoint", "guest-protocol", "snapshot", "vmm"])),
     ("edge", Edges::Exactly(&["api"])),
     ("guest", Edges::Exactly(&["guest-protocol"])),
     ("pilotlight", Edges::Among(&["api", "builder", "control", "edge", "guest-protocol", "host", "snapshot", "vmm"])),
     ("sim", Edges::Exactly(&["api", "builder", "control", "pilotlight"])),
-    ("e2e", Edges::Among(&["api", "builder", "guest-protocol", "snapshot", "vmm"])),
+    ("e2e", Edges::Among(&["api", "builder", "failpoint", "guest-protocol", "snapshot", "vmm"])),
     ("xtask", Edges::Among(&[])),
 ];
 

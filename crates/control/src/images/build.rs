@@ -48,6 +48,7 @@ async fn drive(shared: Arc<Shared>, mut build: Build) {
             }
         }
     };
+    failpoint::step("build.begun");
     info!("begun");
     // In a task of its own: should the host panic, the image must not stay CREATING for ever.
     let host = shared.host.clone();
@@ -60,6 +61,7 @@ async fn drive(shared: Arc<Shared>, mut build: Build) {
             let reason = "INTERNAL_PLATFORM_ERROR: the host failed".to_owned();
             Err(BuildFailure { reason, code_install_bytes: None })
         });
+    failpoint::step("build.done");
     build.state = if result.is_ok() { BuildState::Successful } else { BuildState::Failed };
     info!(state = %build.state, "finished");
     build.outcome = outcome(result);

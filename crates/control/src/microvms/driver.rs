@@ -10,6 +10,7 @@ use api::{
     host::{HostError, MicrovmSpec, SharedHost, VERB_TIME_MAX},
     ids::VmId,
 };
+use failpoint::step;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep, sleep_until, timeout},
@@ -279,6 +280,12 @@ impl Driver {
         if verb == Verb::Suspend && self.for_silence && self.was_touched() {
             return self.change(Event::SuspendUnchanged, |fate| fate.aim = Aim::Running).await;
         }
+        step(match verb {
+            Verb::Run => "run.begun",
+            Verb::Suspend => "suspend.begun",
+            Verb::Resume => "resume.begun",
+            Verb::Terminate => "terminate.begun",
+        });
         debug!(?verb, "begin");
         let perform = perform(self.shared.host.clone(), verb, self.remains, self.record.spec.clone());
         let task = tokio::spawn(perform.in_current_span());
@@ -294,6 +301,12 @@ impl Driver {
 
     async fn finished(&mut self, verb: Verb, outcome: Outcome) {
         info!(?verb, outcome = outcome.as_ref().map_or_else(ToString::to_string, |_| "done".to_owned()), "finished");
+        step(match verb {
+            Verb::Run => "run.done",
+            Verb::Suspend => "suspend.done",
+            Verb::Resume => "resume.done",
+            Verb::Terminate => "terminate.done",
+        });
         match (verb, outcome) {
             (Verb::Run, Ok(vm_id)) => self.started(Event::Launched, vm_id).await,
             (Verb::Resume, Ok(vm_id)) => self.started(Event::Resumed, vm_id).await,

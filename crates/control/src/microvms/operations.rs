@@ -93,6 +93,7 @@ pub(crate) async fn run(
                 tokens::keep(&mut transaction, token, &id, now.unix_ms).await.map_err(hidden)?;
             }
             commit(transaction).await.map_err(hidden)?;
+            failpoint::step("run.recorded");
             super::start(&own, record.clone(), None, false);
             Ok(response(&own, record))
         })

@@ -8,6 +8,7 @@ mod connectors;
 mod demo;
 mod edge;
 mod ends;
+mod failpoints;
 mod faults;
 mod held;
 mod hooks;
@@ -59,6 +60,7 @@ pub fn trials() -> Vec<Trial> {
         access::TESTS,
         faults::TESTS,
         survival::TESTS,
+        failpoints::TESTS,
     ]
     .into_iter()
     .flatten()

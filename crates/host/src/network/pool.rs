@@ -54,7 +54,15 @@ impl Pool {
         // A user for each slot. 0x7000_0000 and up is what systemd's registry of users leaves to nobody; one of 32,768 ranges.
         let first_uid = 0x7000_0000 | (((hash >> 32) as u32 & 0x7fff) * SLOTS);
         rules::install(&owner, network, 18, &config.nameservers).await?;
-        Ok(Arc::new(Self { owner, first_uid, network, config, claims: Claims::default(), ready: Mutex::default(), wanted: Notify::new() }))
+        Ok(Arc::new(Self {
+            owner,
+            first_uid,
+            network,
+            config,
+            claims: Claims::default(),
+            ready: Mutex::default(),
+            wanted: Notify::new(),
+        }))
     }
 
     /// Keeps the pool filled until the returned future is dropped.
@@ -145,6 +153,11 @@ impl Pool {
         if let Some(work) = self.slot_of(name).and_then(|slot| self.claims.reclaim_abandoned(slot)) {
             self.remove(work).await;
         }
+    }
+
+    /// Has whoever had it left it?
+    pub fn is_abandoned(&self, name: &str) -> bool {
+        self.slot_of(name).is_some_and(|slot| self.claims.abandoned().contains(&slot))
     }
 
     /// Whatever is in slots that are nobody's goes: processes of these users first, by `end`, then namespaces. Slots that a

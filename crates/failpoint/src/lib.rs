@@ -1,0 +1,83 @@
+//! Named steps of what control and host do, at which the fault test lets the server die as by `kill -9`.
+//!
+//! Only the feature `armed` gives a step a meaning, and only the program `pilotlight-failpoints` is built with it. Anywhere
+//! else [`step`] is an empty function that is gone after inlining, its name with it; a test of the shipped program looks.
+
+#![forbid(unsafe_code)]
+
+/// Names the step to die at, in an armed server's environment.
+pub const VARIABLE: &str = "PILOTLIGHT_DIE_AT";
+
+/// Every step of a launch, in their order.
+pub const RUN: &[&str] = &[
+    "run.recorded",
+    "run.begun",
+    "run.disk-copied",
+    "run.restored",
+    "run.going",
+    "run.hook-answered",
+    "run.marked",
+    "run.done",
+];
+
+/// Every step of a suspend.
+pub const SUSPEND: &[&str] = &[
+    "suspend.begun",
+    "suspend.hook-answered",
+    "suspend.paused",
+    "suspend.devices-saved",
+    "suspend.memory-saved",
+    "suspend.manifest-written",
+    "suspend.in-place",
+    "suspend.vm-ended",
+    "suspend.done",
+];
+
+/// Every step of a resume.
+pub const RESUME: &[&str] = &[
+    "resume.begun",
+    "resume.checked",
+    "resume.restored",
+    "resume.snapshot-set-aside",
+    "resume.going",
+    "resume.hook-answered",
+    "resume.done",
+];
+
+/// Every step of an end.
+pub const TERMINATE: &[&str] =
+    &["terminate.begun", "terminate.hook-answered", "terminate.vm-ended", "terminate.files-removed", "terminate.done"];
+
+/// Every step of a build.
+pub const BUILD: &[&str] = &[
+    "build.begun",
+    "build.fetched",
+    "build.disk-made",
+    "build.booted",
+    "build.app-started",
+    "build.ready",
+    "build.saved",
+    "build.in-place",
+    "build.validated",
+    "build.done",
+];
+
+/// Here the server dies, if it was told to.
+#[cfg(not(feature = "armed"))]
+#[inline(always)]
+pub fn step(_: &'static str) {}
+
+/// Here the server dies, if it was told to.
+#[cfg(feature = "armed")]
+pub fn step(name: &'static str) {
+    let known = [RUN, SUSPEND, RESUME, TERMINATE, BUILD].iter().any(|steps| steps.contains(&name));
+    assert!(known, "{name} is not in the list of steps");
+    if std::env::var_os(VARIABLE).is_some_and(|wanted| wanted == name) {
+        eprintln!("failpoint: dying at {name}");
+        // A process that cannot kill itself is no test of anything.
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).expect("it is ours");
+        loop {
+            std::thread::park();
+        }
+    }
+}
