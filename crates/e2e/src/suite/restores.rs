@@ -19,7 +19,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// How long after the first answer of a woken microVM its old connections may still seem to be there.
-const ABORT_MAX: Duration = Duration::from_secs(2);
+const ABORT_MAX: Duration = Duration::from_secs(5);
 
 /// How the calls of the app went, once this many have ended.
 fn calls_ended(stage: &Stage, microvm: &Microvm, number: usize) -> anyhow::Result<Vec<Value>> {
