@@ -2,17 +2,23 @@
 
 use std::time::Duration;
 
-use api::hooks::HOOK_PATH_PREFIX;
+use api::{directory::AppStream, hooks::HOOK_PATH_PREFIX};
 use bytes::Bytes;
 use guest_protocol::Purpose;
 use http_body_util::Full;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use crate::{agent, platform::Network};
+use crate::{
+    agent::{self, AgentError},
+    platform::Network,
+};
 
 /// Pause between two tries of a build hook that says 503. Not documented by the service; short, since a build waits.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
+
+/// Pause before a guest that could not be reached is called again.
+const REACH_PAUSE: Duration = Duration::from_millis(100);
 
 /// How a hook ended that did not succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,8 +67,21 @@ pub async fn call_until_ready(
     }
 }
 
+/// A stream to the app, or none if nothing listens. A guest that cannot be reached is called again for as long as somebody
+/// waits: that is this host's trouble and not the app's, and must not cost a session.
+async fn reach(namespace: &dyn Network, port: u16, timeout: Duration) -> Option<Box<dyn AppStream>> {
+    loop {
+        match agent::open(namespace, Purpose::Connect { port }, timeout).await {
+            Ok(stream) => return Some(stream),
+            Err(AgentError::Refused { .. }) => return None,
+            Err(error) => tracing::warn!(%error, "the guest of a hook cannot be reached yet"),
+        }
+        tokio::time::sleep(REACH_PAUSE).await;
+    }
+}
+
 async fn post(namespace: &dyn Network, port: u16, hook: &str, body: Option<String>, timeout: Duration) -> Option<u16> {
-    let stream = agent::open(namespace, Purpose::Connect { port }, timeout).await.ok()?;
+    let stream = reach(namespace, port, timeout).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
     let _driver = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection));
     let mut request = http::Request::post(format!("{HOOK_PATH_PREFIX}{hook}"))
