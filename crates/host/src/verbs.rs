@@ -114,6 +114,11 @@ impl LocalHost {
         if self.machine(&spec.microvm_id).is_none_or(|current| current.vm_id != machine.vm_id) {
             return lost_without_vm();
         }
+        if matches!(machine.vm.run_state().await, Ok(vmm::RunState::IoError)) {
+            // It could not answer its hook, and would be ended for that.
+            let reason = "Not suspended: the guest stands still, for this host's disk is full".to_owned();
+            return Err(HostError::Unchanged { reason });
+        }
         if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.suspend) {
             // A failed hook ends the microVM, as measured on the real service.
             hooks::call(&*machine.namespace, port, "suspend", None, timeout)
