@@ -1,6 +1,6 @@
 //! What the verbs, the builds and the reconciliation stand on: VMs, the networks they are in, room for both, and the
-//! container builder. [`crate::system`] is this machine's own; a simulation puts another in its place, and everything above
-//! stays as it is.
+//! container builder. The module `system` is this machine's own; a simulation puts another in its place, and everything
+//! above stays as it is.
 
 use std::{
     collections::HashSet,
