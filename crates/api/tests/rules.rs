@@ -246,9 +246,9 @@ fn a_launch_has_defaults_and_limits() {
 
 #[test]
 fn a_configuration_may_allow_longer_lives() {
-    let run = |allowed: u32, of_image: u32, seconds: u32| {
+    let run_idle = |allowed: u32, of_image: u32, seconds: u32, idle: u32| {
         let policy = json!({
-            "maxIdleDurationSeconds": seconds, "suspendedDurationSeconds": 0, "autoResumeEnabled": false
+            "maxIdleDurationSeconds": idle, "suspendedDurationSeconds": 0, "autoResumeEnabled": false
         });
         let changes = json!({
             "imageIdentifier": "arn:aws:lambda:us-east-1:123456789012:microvm-image:shop",
@@ -256,7 +256,9 @@ fn a_configuration_may_allow_longer_lives() {
         });
         RunMicrovmRequest::from_input(&with(json!({}), changes).allowing(allowed))?.plan(REGION, of_image)
     };
-    assert_eq!(run(100_000, 100_000, 100_000).unwrap().maximum_duration_in_seconds, 100_000);
+    let run = |allowed, of_image, seconds| run_idle(allowed, of_image, seconds, 60);
+    assert_eq!(run_idle(100_000, 100_000, 100_000, 100_000).unwrap().maximum_duration_in_seconds, 100_000);
+    refused(run_idle(100_000, 28_800, 60, 28_801), "MaxIdleDurationSeconds 28801 exceeded max allowed of 28800.");
     // The same sentence whichever limit it is.
     let sentence = |limit: u32| {
         format!(
