@@ -30,6 +30,12 @@ impl Size {
         self.baseline_mib * 4
     }
 
+    /// The same in bytes.
+    #[must_use]
+    pub fn guest_memory_bytes(self) -> u64 {
+        u64::from(self.guest_memory_mib()) * 1024 * 1024
+    }
+
     /// vCPUs the guest sees: one per 2 GiB of guest memory.
     #[must_use]
     pub fn vcpus(self) -> u32 {

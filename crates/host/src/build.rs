@@ -147,7 +147,7 @@ impl LocalHost {
             .make_scratch_disk(&version.scratch_disk(), u64::from(spec.size.disk_gib()))
             .await
             .map_err(|error| internal("the writable disk cannot be made", &error))?;
-        let memory_bytes = u64::from(spec.size.guest_memory_mib()) * 1024 * 1024;
+        let memory_bytes = spec.size.guest_memory_bytes();
         let memory = version.memory();
         blocking(move || std::fs::File::create_new(memory)?.set_len(memory_bytes))
             .await

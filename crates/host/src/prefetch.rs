@@ -23,7 +23,7 @@ const SAMPLES: usize = 16;
 
 /// Keeps what this VM has looked at for those that come after. A hint: without it they are only slower the first time.
 pub async fn record(vm: &dyn Vm, version: &VersionFiles, size: Size) {
-    let (to, memory_bytes) = (version.touched(), memory_bytes(size));
+    let (to, memory_bytes) = (version.touched(), size.guest_memory_bytes());
     let touched = vm.touched().await;
     let written = async {
         let runs = near_ones_joined(&touched?);
@@ -44,7 +44,7 @@ pub async fn record(vm: &dyn Vm, version: &VersionFiles, size: Size) {
 
 /// Has the kernel read what a new microVM will want, unless it is in the page cache; does not wait for it.
 pub fn start(version: &VersionFiles, size: Size) {
-    let (touched, memory, memory_bytes) = (version.touched(), version.memory(), memory_bytes(size));
+    let (touched, memory, memory_bytes) = (version.touched(), version.memory(), size.guest_memory_bytes());
     tokio::task::spawn_blocking(move || {
         let Ok(touched) = File::open(touched) else { return };
         let read = read_touched(&touched, memory_bytes).map_err(io::Error::other);
@@ -94,10 +94,6 @@ fn near_ones_joined(runs: &[Range<u64>]) -> Vec<Range<u64>> {
         }
     }
     joined
-}
-
-fn memory_bytes(size: Size) -> u64 {
-    u64::from(size.guest_memory_mib()) * 1024 * 1024
 }
 
 #[cfg(test)]

@@ -109,7 +109,7 @@ pub async fn save(
     tokio::fs::create_dir(fresh.dir()).await.map_err(SuspendError::File)?;
     let changes = machine.vm.snapshot_incremental(&fresh.device_state()).await.map_err(SuspendError::Vm)?;
     step("suspend.devices-saved");
-    let memory_bytes = u64::from(machine.spec.size.guest_memory_mib()) * 1024 * 1024;
+    let memory_bytes = machine.spec.size.guest_memory_bytes();
     let ground = files.ground();
     let (plan, changes) = blocking({
         let ground = ground.clone();
