@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 
-use crate::format::PAGE;
+use crate::format::{BUFFER, PAGE, joined};
 use crate::layer::{Layer, ReadError};
 
 /// The pages of `runs` that differ from what `ground` has, or that it does not have: page aligned, in order, neighbours
@@ -22,7 +22,7 @@ pub fn changed_since(
         return Ok(None);
     }
     let mut changed: Vec<Range<u64>> = runs.iter().flat_map(|run| without(run, &known)).collect();
-    let mut now = vec![0; crate::format::BUFFER];
+    let mut now = vec![0; BUFFER];
     ground.visit(&mut |offset, then| {
         let now = &mut now[..then.len()];
         read(offset, now)?;
@@ -37,7 +37,6 @@ pub fn changed_since(
         }
         Ok(())
     })?;
-    changed.sort_by_key(|run| run.start);
     Ok(Some(joined(changed)))
 }
 
@@ -64,17 +63,6 @@ fn without(run: &Range<u64>, parts: &[Range<u64>]) -> Vec<Range<u64>> {
         left.push(at..run.end);
     }
     left
-}
-
-fn joined(sorted: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    let mut runs: Vec<Range<u64>> = Vec::with_capacity(sorted.len());
-    for run in sorted {
-        match runs.last_mut() {
-            Some(last) if last.end >= run.start => last.end = last.end.max(run.end),
-            _ => runs.push(run),
-        }
-    }
-    runs
 }
 
 #[cfg(test)]

@@ -111,6 +111,19 @@ pub(crate) fn run_ok(run: &Range<u64>, previous_end: u64, memory_bytes: u64) -> 
         && run.end.is_multiple_of(PAGE)
 }
 
+/// What these cover: in order, neighbours joined.
+pub(crate) fn joined(mut parts: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    parts.sort_by_key(|part| part.start);
+    let mut runs: Vec<Range<u64>> = Vec::with_capacity(parts.len());
+    for part in parts {
+        match runs.last_mut() {
+            Some(last) if last.end >= part.start => last.end = last.end.max(part.end),
+            _ => runs.push(part),
+        }
+    }
+    runs
+}
+
 /// A run and whether it is of zeroes, which have no page data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Run {

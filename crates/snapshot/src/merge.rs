@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use crate::format::PAGE;
+use crate::format::{PAGE, joined};
 use crate::layer::{Layer, ReadError};
 
 /// The pages of a layer, and newer ones above them.
@@ -26,17 +26,7 @@ impl<'a> Merged<'a> {
 
     /// Where either has pages: in order, neighbours joined.
     pub fn runs(&self) -> Vec<Range<u64>> {
-        let mut all: Vec<_> =
-            self.pieces.iter().map(|(range, _)| range.clone()).chain(self.newer.iter().cloned()).collect();
-        all.sort_by_key(|run| run.start);
-        let mut runs: Vec<Range<u64>> = Vec::with_capacity(all.len());
-        for run in all {
-            match runs.last_mut() {
-                Some(last) if last.end >= run.start => last.end = last.end.max(run.end),
-                _ => runs.push(run),
-            }
-        }
-        runs
+        joined(self.pieces.iter().map(|(range, _)| range.clone()).chain(self.newer.iter().cloned()).collect())
     }
 
     /// Copies whole pages at `offset`, within one of the runs: the newer ones through `read_newer`.
