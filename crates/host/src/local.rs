@@ -50,20 +50,10 @@ impl LocalHost {
     /// Prepares the machine: its directories and its packet rules.
     pub async fn start(config: HostConfig) -> Result<Arc<Self>, StartError> {
         make_directories(&config).await?;
-        let system = System::start(config.clone()).await?;
-        Ok(Self::over(config, Arc::new(system)))
-    }
-
-    /// Prepares a machine that stands on another platform than this machine's own.
-    pub async fn start_over(config: HostConfig, platform: Arc<dyn Platform>) -> Result<Arc<Self>, StartError> {
-        make_directories(&config).await?;
-        Ok(Self::over(config, platform))
-    }
-
-    fn over(config: HostConfig, platform: Arc<dyn Platform>) -> Arc<Self> {
+        let platform = Arc::new(System::start(config.clone()).await?);
         // Unbounded, but each running microVM puts in one event at most.
         let (events, next_event) = mpsc::unbounded_channel();
-        Arc::new_cyclic(|itself| Self {
+        Ok(Arc::new_cyclic(|itself| Self {
             config,
             platform,
             machines: Mutex::default(),
@@ -71,7 +61,7 @@ impl LocalHost {
             events,
             next_event: tokio::sync::Mutex::new(next_event),
             itself: itself.clone(),
-        })
+        }))
     }
 
     /// Lets go of everything but the running microVMs, which stay, with their packet rules, for the

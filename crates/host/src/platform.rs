@@ -1,6 +1,6 @@
 //! What the verbs, the builds and the reconciliation stand on: VMs, the networks they are in, room for both, and the
-//! container builder. The module `system` is this machine's own; a simulation puts another in its place, and everything
-//! above stays as it is.
+//! container builder. The module [`system`](crate::system) is this machine's own. Nothing here decides: what is true after a
+//! crash at any step is in what stands above.
 
 use std::{
     collections::HashSet,
@@ -39,9 +39,7 @@ pub trait Vm: Send + Sync + 'static {
     fn dir(&self) -> &Path;
 
     /// Processor time it has used; `None` if it is no more, or that cannot be told.
-    fn cpu_time(&self) -> Option<Duration> {
-        None
-    }
+    fn cpu_time(&self) -> Option<Duration>;
 
     /// Stops the guest.
     async fn pause(&self) -> Result<(), ControlError>;
@@ -59,9 +57,7 @@ pub trait Vm: Send + Sync + 'static {
     async fn snapshot_incremental(&self, state: &Path) -> Result<Changes, SaveError>;
 
     /// The parts of its memory that have been looked at since it was restored: a hint for the next one.
-    async fn touched(&self) -> io::Result<Vec<Range<u64>>> {
-        Ok(Vec::new())
-    }
+    async fn touched(&self) -> io::Result<Vec<Range<u64>>>;
 
     /// What its serial console writes.
     async fn console(&self) -> Result<Console, ControlError>;
@@ -120,21 +116,17 @@ pub trait Platform: Send + Sync + 'static {
     fn adopt_network(&self, name: &str) -> Result<SharedNetwork, NetworkError>;
 
     /// Bytes that crossed between a network and other machines, both ways, if that can be told.
-    fn network_bytes(&self, _name: &str) -> Option<u64> {
-        None
-    }
+    fn network_bytes(&self, name: &str) -> Option<u64>;
 
     /// Destroys a network whose VM is gone. One that cannot be destroyed is not used again.
     async fn give_back_network(&self, name: &str);
 
     /// The same, unless somebody has it: of a network that is known by its name alone, which may have gone to another VM.
-    async fn give_back_abandoned_network(&self, name: &str) {
-        self.give_back_network(name).await;
-    }
+    async fn give_back_abandoned_network(&self, name: &str);
 
     /// Ends VMs and destroys networks that nobody has and none of these names speaks for. At any time: what somebody makes,
     /// uses or removes meanwhile is left alone.
-    async fn reclaim(&self, _recorded: &HashSet<String>) {}
+    async fn reclaim(&self, recorded: &HashSet<String>);
 
     /// Destroys every network but these, and what else is left of VMs that are gone.
     async fn sweep_networks(&self, keep: &[String]);
