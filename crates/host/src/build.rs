@@ -277,6 +277,12 @@ impl LocalHost {
 /// The directory of a build, removed if the build is dropped half way.
 struct WorkDir(PathBuf);
 
+impl Drop for WorkDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 /// While it lives, its build goes on and has a directory; older than the directory, and gone after it.
 struct GoingOn(Arc<Mutex<HashSet<BuildId>>>, BuildId);
 
@@ -290,12 +296,6 @@ impl GoingOn {
 impl Drop for GoingOn {
     fn drop(&mut self) {
         self.0.lock().expect("no holder of this lock panics").remove(&self.1);
-    }
-}
-
-impl Drop for WorkDir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

@@ -35,8 +35,8 @@ pub struct HostConfig {
 /// which ends the VM; and nothing is probed for that is not there. No watchdogs: a guest whose clock moved on while it
 /// stood still was not stuck.
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t no_timer_check tsc=reliable \
-     nowatchdog rcupdate.rcu_cpu_stall_suppress=1 rcupdate.rcu_expedited=1 random.trust_cpu=on audit=0 8250.nr_uarts=1 cryptomgr.notests i8042.noaux i8042.nokbd \
-     i8042.nopnp";
+     nowatchdog rcupdate.rcu_cpu_stall_suppress=1 rcupdate.rcu_expedited=1 random.trust_cpu=on audit=0 \
+     8250.nr_uarts=1 cryptomgr.notests i8042.noaux i8042.nokbd i8042.nopnp";
 
 /// The guest kernel's command line under this accelerator.
 pub(crate) fn kernel_command_line(accel: vmm::Accel) -> String {

@@ -119,7 +119,7 @@ mod tests {
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
         let wanted = [0..MIB, 16 * MIB..17 * MIB];
         if is_cached(&file, 0).unwrap() {
-            // This file system keeps its pages.
+            println!("skipped: this file system keeps its pages");
             return;
         }
         assert_eq!(fetch(&file, &wanted).unwrap(), 2 * MIB);

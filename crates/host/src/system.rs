@@ -98,10 +98,14 @@ impl System {
     }
 }
 
+/// The processes of these users, each with its user.
+async fn processes_of(uids: Range<u32>) -> Vec<(u32, u32)> {
+    blocking(move || Ok(vmm::find_strays(uids))).await.unwrap_or_default()
+}
+
 /// Ends every process of a slot's user.
 async fn end_processes_of(uid: u32) -> Result<(), KillError> {
-    let strays = blocking(move || Ok(vmm::find_strays(uid..uid + 1))).await;
-    for (pid, uid) in strays.unwrap_or_default() {
+    for (pid, uid) in processes_of(uid..uid + 1).await {
         tracing::info!(pid, "ending a VMM process that nobody watches");
         vmm::Vm::kill_stray(pid, uid).await?;
     }
@@ -227,9 +231,7 @@ impl Platform for System {
     }
 
     async fn reclaim(&self, recorded: &HashSet<String>) {
-        let uids = self.pool.uids();
-        let strays = blocking(move || Ok(vmm::find_strays(uids))).await.unwrap_or_default();
-        let users = strays.into_iter().map(|(_, uid)| uid).collect();
+        let users = processes_of(self.pool.uids()).await.into_iter().map(|(_, uid)| uid).collect();
         let end = async |uid: u32, cgroup: &Path| {
             let ended = end_processes_of(uid).await;
             if let Err(error) = &ended {
@@ -280,9 +282,7 @@ impl Platform for System {
     }
 
     async fn end_strays(&self, keep: &HashSet<u32>) {
-        let uids = self.pool.uids();
-        let strays = blocking(move || Ok(vmm::find_strays(uids))).await.unwrap_or_default();
-        for (pid, uid) in strays {
+        for (pid, uid) in processes_of(self.pool.uids()).await {
             if keep.contains(&pid) {
                 continue;
             }

@@ -113,6 +113,11 @@ impl Claims {
         self.locked().slots.insert(slot, Claim::Handle(handle));
     }
 
+    /// Did somebody have this slot and leave it?
+    pub(super) fn is_abandoned(&self, slot: u32) -> bool {
+        self.locked().slots.get(&slot).is_some_and(Claim::is_abandoned)
+    }
+
     /// Slots that somebody had and left.
     pub(super) fn abandoned(&self) -> Vec<u32> {
         self.locked().slots.iter().filter(|(_, claim)| claim.is_abandoned()).map(|(slot, _)| *slot).collect()

@@ -157,7 +157,7 @@ impl Pool {
 
     /// Has whoever had it left it?
     pub fn is_abandoned(&self, name: &str) -> bool {
-        self.slot_of(name).is_some_and(|slot| self.claims.abandoned().contains(&slot))
+        self.slot_of(name).is_some_and(|slot| self.claims.is_abandoned(slot))
     }
 
     /// Whatever is in slots that are nobody's goes: processes of these users first, by `end`, then namespaces. Slots that a
