@@ -75,15 +75,19 @@ pub(crate) async fn restore(
     stood_still: Duration,
     pages: Option<ChangedPages>,
 ) -> Result<Started<Qemu>, StartError> {
-    let path = state.to_owned();
-    let mut state = joined(tokio::task::spawn_blocking(move || read_state(&path)).await)??;
+    let (path, vcpus) = (state.to_owned(), spec.vcpus);
     // With KVM, clocks are told in other sections.
-    if spec.accel == Accel::Tcg && !stood_still.is_zero() {
-        match clock::advance(&mut state, spec.vcpus, stood_still) {
-            Outcome::Advanced => {}
-            Outcome::Busy => tracing::info!(vm = spec.name, "its clocks go on from where they were: it was not idle"),
-            Outcome::Unknown => tracing::warn!(vm = spec.name, "its clocks are not found in its saved state"),
-        }
+    let moved_on = (spec.accel == Accel::Tcg && !stood_still.is_zero()).then_some(stood_still);
+    let read = tokio::task::spawn_blocking(move || {
+        let mut state = read_state(&path)?;
+        let clocks = moved_on.map(|by| clock::advance(&mut state, vcpus, by));
+        Ok::<_, StartError>((state, clocks))
+    });
+    let (state, clocks) = joined(read.await)??;
+    match clocks {
+        None | Some(Outcome::Advanced) => {}
+        Some(Outcome::Busy) => tracing::info!(vm = spec.name, "its clocks go on from where they were: it was not idle"),
+        Some(Outcome::Unknown) => tracing::warn!(vm = spec.name, "its clocks are not found in its saved state"),
     }
     let (starting, incoming) = Starting::spawn(spec, Begin::Incoming).await?;
     let (socket, number) = incoming.expect("a process that waits for state has a socket for it");
