@@ -105,12 +105,13 @@ pub(crate) async fn compare(shared: &Shared) -> Result<(), CompareError> {
             nobodys.microvms.push(id);
         }
     }
+    let mut connection = shared.store.read().await?;
     for image in there.images {
-        let mut connection = shared.store.read().await?;
         if images::find_version(&mut connection, &image).await?.is_none() {
             nobodys.images.push(image);
         }
     }
+    drop(connection);
     shared.host.tidy(&nobodys).await.map_err(CompareError::Host)
 }
 
