@@ -36,6 +36,12 @@ use crate::{
     microvms::record::{Contract, Fate, Record},
 };
 
+/// Plays a history where things really happen at once.
+pub(crate) fn on_two_threads(history: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("a runtime").block_on(history);
+}
+
 /// A microVM that was just asked for.
 pub(crate) fn record() -> Record {
     Record {

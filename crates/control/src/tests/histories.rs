@@ -3,7 +3,7 @@
 use api::{directory::Directory, host::Found, microvms::MicrovmState as State};
 use proptest::{collection::vec, prelude::*};
 
-use crate::testing::{Call, Fixture, lost, policy, unchanged, until};
+use crate::testing::{Call, Fixture, lost, on_two_threads, policy, unchanged, until};
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
@@ -107,11 +107,6 @@ proptest! {
 
     #[test]
     fn nothing_is_lost_and_nothing_is_left(steps in steps()) {
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(play(steps));
+        on_two_threads(play(steps));
     }
 }

@@ -16,7 +16,7 @@ use proptest::{collection::vec, prelude::*};
 
 use crate::{
     http::Operations,
-    testing::{Call, Fixture, create_request, run_request, until, version_request},
+    testing::{Call, Fixture, create_request, on_two_threads, run_request, until, version_request},
 };
 
 fn version(major: u32) -> ImageVersion {
@@ -342,11 +342,6 @@ proptest! {
 
     #[test]
     fn whatever_is_asked_at_once_leaves_an_image_whole(steps in steps()) {
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(play(steps));
+        on_two_threads(play(steps));
     }
 }

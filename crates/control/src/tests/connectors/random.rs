@@ -1,6 +1,7 @@
 //! Whatever is asked of connectors, several things at once.
 
 use super::*;
+use crate::testing::on_two_threads;
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
@@ -91,11 +92,6 @@ proptest! {
 
     #[test]
     fn any_sequence_leaves_legal_states(steps in steps()) {
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(play(steps));
+        on_two_threads(play(steps));
     }
 }
