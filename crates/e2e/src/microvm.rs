@@ -1,6 +1,9 @@
 //! MicroVMs, as a user drives them: boto3 for the verbs, HTTPS with a token for the rest.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
@@ -54,6 +57,25 @@ impl Stage {
         Ok(Microvm { id, endpoint, token })
     }
 
+    /// Launches a microVM that requests wake, and a token for it; does not wait until it runs.
+    pub fn begin_launch(&self) -> anyhow::Result<Microvm> {
+        let parameters = json!({"imageIdentifier": self.image.arn, "idlePolicy": waking()});
+        let run = self.aws.microvms("run_microvm", parameters)?;
+        ensure!(run["state"] == "PENDING", "{run}");
+        let id = run["microvmId"].as_str().context("no microvmId")?.to_owned();
+        let endpoint = run["endpoint"].as_str().context("no endpoint")?.to_owned();
+        let token = self.token(&id, json!([{"allPorts": {}}]))?;
+        Ok(Microvm { id, endpoint, token })
+    }
+
+    /// Launches a microVM with these parameters and waits until its app counts. A snapshot is taken after half a minute
+    /// whether the app listens or not, and a busy machine may need longer.
+    pub fn launch_counting(&self, parameters: Value) -> anyhow::Result<Microvm> {
+        let microvm = self.launch_with(parameters)?;
+        until("the app to answer", Duration::from_secs(90), || self.count(&microvm))?;
+        Ok(microvm)
+    }
+
     /// Mints a token.
     pub fn token(&self, id: &str, ports: Value) -> anyhow::Result<String> {
         let parameters = json!({"microvmIdentifier": id, "expirationInMinutes": 30, "allowedPorts": ports});
@@ -85,6 +107,17 @@ impl Stage {
         self.aws.microvms("suspend_microvm", json!({"microvmIdentifier": microvm.id}))?;
         self.await_state(&microvm.id, "SUSPENDED")?;
         Ok(())
+    }
+
+    /// SuspendMicrovm → SUSPENDED.
+    pub fn timed_suspend(&self, microvm: &Microvm) -> anyhow::Result<Duration> {
+        let begin = Instant::now();
+        self.aws.microvms("suspend_microvm", json!({"microvmIdentifier": microvm.id}))?;
+        // Without a pause between the questions: one would be a good part of what is measured.
+        while self.describe(&microvm.id)?["state"] != "SUSPENDED" {
+            ensure!(begin.elapsed() < STATE_MAX, "it is not SUSPENDED after {STATE_MAX:?}");
+        }
+        Ok(begin.elapsed())
     }
 
     /// Terminates and waits until it is done.

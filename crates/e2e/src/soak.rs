@@ -92,13 +92,7 @@ fn cycle(
     drawn: &mut HashSet<String>,
 ) -> anyhow::Result<Vec<String>> {
     let before = written(stage)?;
-    let begin = Instant::now();
-    stage.aws.microvms("suspend_microvm", json!({"microvmIdentifier": microvm.id}))?;
-    // Without a pause between the questions: one would be a good part of what is measured.
-    while stage.describe(&microvm.id)?["state"] != "SUSPENDED" {
-        ensure!(begin.elapsed() < Duration::from_secs(60), "it is not SUSPENDED after a minute");
-    }
-    outcome.suspends.push(begin.elapsed());
+    outcome.suspends.push(stage.timed_suspend(microvm)?);
     outcome.written.push(written(stage)? - before);
     outcome.kept.push(machine::bytes_on_disk(&stage.directory_of(&microvm.id).join("suspended")));
 

@@ -6,8 +6,8 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use e2e::{Microvm, Stage, until};
-use serde_json::Value;
+use e2e::{Microvm, Stage, microvm::waking, until};
+use serde_json::{Value, json};
 
 use super::Test;
 
@@ -31,15 +31,8 @@ fn backdate(stage: &Stage, microvm: &Microvm, by: Duration) -> anyhow::Result<()
     Ok(())
 }
 
-/// A snapshot is taken after half a minute whether the app listens or not, and a busy machine may need longer.
-fn launched(stage: &Stage) -> anyhow::Result<Microvm> {
-    let microvm = stage.launch()?;
-    until("the app to answer", Duration::from_secs(90), || stage.count(&microvm))?;
-    Ok(microvm)
-}
-
 fn moves_on(stage: &mut Stage) -> anyhow::Result<()> {
-    let microvm = launched(stage)?;
+    let microvm = stage.launch_counting(json!({"idlePolicy": waking()}))?;
     let console = stage.server.data_dir().join("logs/microvms").join(&microvm.id).join("console.log");
     // The first is a suspension as it is; the others are as long as that and what is added.
     for (round, added) in [0, 600, 28_800].map(Duration::from_secs).into_iter().enumerate() {
@@ -79,7 +72,7 @@ fn moves_on(stage: &mut Stage) -> anyhow::Result<()> {
 
 /// Were the clock to jump under a process that computes, the kernel would have it wait for hours.
 fn at_work(stage: &mut Stage) -> anyhow::Result<()> {
-    let microvm = launched(stage)?;
+    let microvm = stage.launch_counting(json!({"idlePolicy": waking()}))?;
     let done = || -> anyhow::Result<[u64; 2]> {
         let told = stage.fetch(&microvm, "/probe/work")?;
         let of = |index: usize| told["done"][index].as_u64().with_context(|| format!("{told}"));

@@ -21,15 +21,8 @@ const EXIT_SEEN_MAX: Duration = Duration::from_secs(5);
 /// An emulated guest takes a while to touch all memory it has.
 const MEMORY_GONE_MAX: Duration = Duration::from_secs(240);
 
-/// A snapshot is taken after half a minute whether the app listens or not, and a busy machine may need longer.
-fn launched(stage: &Stage, parameters: Value) -> anyhow::Result<Microvm> {
-    let microvm = stage.launch_with(parameters)?;
-    until("the app to answer", Duration::from_secs(90), || stage.count(&microvm))?;
-    Ok(microvm)
-}
-
 fn exit_at_once(stage: &mut Stage) -> anyhow::Result<()> {
-    let microvm = launched(stage, json!({}))?;
+    let microvm = stage.launch_counting(json!({}))?;
     stage.fetch(&microvm, "/probe/exit?code=7")?;
     let begin = Instant::now();
     let ended = stage.await_state(&microvm.id, "TERMINATED")?;
@@ -47,7 +40,7 @@ fn ended(stage: &Stage, microvm: &Microvm) -> anyhow::Result<Value> {
 }
 
 fn out_of_memory(stage: &Stage, who: &str, code: i32) -> anyhow::Result<()> {
-    let microvm = launched(stage, json!({}))?;
+    let microvm = stage.launch_counting(json!({}))?;
     stage.fetch(&microvm, &format!("/probe/eat_and_end?who={who}"))?;
     let ended = ended(stage, &microvm)?;
     let reason = ended["stateReason"].as_str().context("no reason")?;
@@ -71,7 +64,7 @@ fn panic(stage: &mut Stage) -> anyhow::Result<()> {
     let created = stage.aws.microvms("create_microvm_image", parameters)?;
     let image = image::settled(&stage.aws, created)?;
     ensure!(image.state() == "CREATED", "{}", image.reason());
-    let microvm = launched(stage, json!({"imageIdentifier": image.arn}))?;
+    let microvm = stage.launch_counting(json!({"imageIdentifier": image.arn}))?;
     stage.fetch(&microvm, "/probe/panic")?;
     let begin = Instant::now();
     let ended = stage.await_state(&microvm.id, "TERMINATED")?;

@@ -1,7 +1,7 @@
 //! Requests that find a microVM on its way somewhere: they are held, and answered.
 
 use anyhow::{Context, ensure};
-use e2e::{HttpAnswer, Microvm, Stage, disk, microvm::waking};
+use e2e::{HttpAnswer, Stage, disk};
 use serde_json::json;
 
 use super::Test;
@@ -24,13 +24,7 @@ fn all_counted(answers: &[HttpAnswer], from: u64) -> anyhow::Result<()> {
 }
 
 fn launching(stage: &mut Stage) -> anyhow::Result<()> {
-    let parameters = json!({"imageIdentifier": stage.image.arn, "idlePolicy": waking()});
-    let run = stage.aws.microvms("run_microvm", parameters)?;
-    ensure!(run["state"] == "PENDING", "{run}");
-    let text = |name: &str| run[name].as_str().map(str::to_owned).with_context(|| format!("no {name}"));
-    let (id, endpoint) = (text("microvmId")?, text("endpoint")?);
-    let token = stage.token(&id, json!([{"allPorts": {}}]))?;
-    let microvm = Microvm { id, endpoint, token };
+    let microvm = stage.begin_launch()?;
     all_counted(&stage.aws.ask_many(stage.request(&microvm, "/probe/count"), 10)?, 1)
 }
 

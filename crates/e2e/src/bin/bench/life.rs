@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use e2e::{Microvm, Stage, bare::Bare, machine};
-use serde_json::json;
 
 use crate::{PATH, ROUNDS, Row, WARM_UPS, quantiles};
 
@@ -39,36 +38,15 @@ pub fn launch(stage: &Stage, bare: &Bare) -> anyhow::Result<Vec<Row>> {
 
 fn timed_launch(stage: &Stage) -> anyhow::Result<(Microvm, Duration)> {
     let begin = Instant::now();
-    let microvm = begin_launch(stage)?;
+    let microvm = stage.begin_launch()?;
     ask(stage, &microvm, PATH)?;
     Ok((microvm, begin.elapsed()))
-}
-
-/// Asks for a microVM and a token for it; does not wait until it runs.
-pub fn begin_launch(stage: &Stage) -> anyhow::Result<Microvm> {
-    let parameters = json!({"imageIdentifier": stage.image.arn, "idlePolicy": e2e::microvm::waking()});
-    let run = stage.aws.microvms("run_microvm", parameters)?;
-    let id = run["microvmId"].as_str().context("no microvmId")?.to_owned();
-    let endpoint = run["endpoint"].as_str().context("no endpoint")?.to_owned();
-    let token = stage.token(&id, json!([{"allPorts": {}}]))?;
-    Ok(Microvm { id, endpoint, token })
 }
 
 fn ask(stage: &Stage, microvm: &Microvm, path: &str) -> anyhow::Result<()> {
     let answer = stage.get(microvm, path)?;
     ensure!(answer.status == 200, "HTTP {}: {}", answer.status, answer.body);
     Ok(())
-}
-
-/// SuspendMicrovm → SUSPENDED.
-fn timed_suspend(stage: &Stage, microvm: &Microvm) -> anyhow::Result<Duration> {
-    let begin = Instant::now();
-    stage.aws.microvms("suspend_microvm", json!({"microvmIdentifier": microvm.id}))?;
-    // Without a pause between the questions: one would be a good part of what is measured.
-    while stage.describe(&microvm.id)?["state"] != "SUSPENDED" {
-        ensure!(begin.elapsed() < Duration::from_secs(60), "it is not SUSPENDED after a minute");
-    }
-    Ok(begin.elapsed())
 }
 
 /// For each amount of changed memory: SuspendMicrovm → SUSPENDED; a request to it → 200; and once more SuspendMicrovm →
@@ -86,11 +64,11 @@ pub fn suspend_and_wake(stage: &Stage, bare: &Bare) -> anyhow::Result<Vec<Row>> 
 
             let (microvm, _) = timed_launch(stage)?;
             ask(stage, &microvm, &dirty)?;
-            let suspended = timed_suspend(stage, &microvm)?;
+            let suspended = stage.timed_suspend(&microvm)?;
             let begin = Instant::now();
             ask(stage, &microvm, PATH)?;
             let woke = begin.elapsed();
-            let again = timed_suspend(stage, &microvm)?;
+            let again = stage.timed_suspend(&microvm)?;
             stage.terminate(&microvm.id)?;
             if round >= WARM_UPS {
                 suspends.push(suspended);
