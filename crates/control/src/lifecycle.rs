@@ -51,8 +51,9 @@ pub(crate) struct Work {
 }
 
 impl Default for Lifecycle {
-    /// The service's rules. Idle guests with a web server were seen to take some 10 % of a processor when it is emulated by a
-    /// busy machine, and at most 200 bytes a second of what networks say to themselves: the thresholds are well above both.
+    /// The service's rules. An idle guest with a web server was seen to take half a percent of a processor when it is
+    /// emulated, and some 10 % on a busy machine; and at most 200 bytes a second of what networks say to themselves. The
+    /// thresholds are well above both.
     fn default() -> Self {
         Self {
             maximum_duration_seconds: MAXIMUM_DURATION_SECONDS,
