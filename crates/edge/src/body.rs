@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -27,19 +28,21 @@ pub(crate) struct Linger {
 /// moment: closing a socket with bytes unread resets it, and the client would lose the answer.
 pub(crate) struct RequestBody {
     inner: Option<Incoming>,
+    /// It is one stream of many, with an end of its own.
+    http2: bool,
     activity: Option<Arc<Activity>>,
     linger: Option<Linger>,
 }
 
 impl RequestBody {
-    /// `linger` is `None` if the client has not been told to send yet, and so will not.
-    pub(crate) fn new(inner: Incoming, linger: Option<Linger>) -> Self {
-        Self { inner: Some(inner), activity: None, linger }
+    /// `linger` is `None` if the client has not been told to send yet, and so will not, or if it can be told to stop.
+    pub(crate) fn new(inner: Incoming, version: Version, linger: Option<Linger>) -> Self {
+        Self { inner: Some(inner), http2: version == Version::HTTP_2, activity: None, linger }
     }
 
     /// The body of a request that had none, for its second attempt.
     pub(crate) fn none() -> Self {
-        Self { inner: None, activity: None, linger: None }
+        Self { inner: None, http2: false, activity: None, linger: None }
     }
 
     /// From now on the bytes count for this.
@@ -50,11 +53,15 @@ impl RequestBody {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = RequestError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
+        let http2 = self.http2;
         let Some(inner) = self.inner.as_mut() else { return Poll::Ready(None) };
-        let frame = std::task::ready!(Pin::new(inner).poll_frame(cx));
+        let frame = match std::task::ready!(Pin::new(&mut *inner).poll_frame(cx)) {
+            None if broke_off(inner, http2) => Some(Err(RequestError::TakenBack(h2::Reason::CANCEL.into()))),
+            frame => frame.map(|frame| frame.map_err(RequestError::Client)),
+        };
         match &frame {
             Some(Ok(_)) => {
                 if let Some(activity) = &self.activity {
@@ -94,7 +101,22 @@ impl Drop for RequestBody {
     }
 }
 
-/// Why a response broke off.
+/// Did a message end before its end? A reset that says "no error" looks like an end to the library, and whoever gets
+/// the message by HTTP/1.1 would take the half for the whole.
+fn broke_off(body: &Incoming, http2: bool) -> bool {
+    http2 && !body.is_end_stream()
+}
+
+/// Why a request broke off. An HTTP/2 app is told the reason in the source.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RequestError {
+    #[error("the client's request broke off")]
+    Client(#[source] hyper::Error),
+    #[error("the client took its request back")]
+    TakenBack(#[source] h2::Error),
+}
+
+/// Why a response broke off. An HTTP/2 client is told the reason in the source.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReplyError {
     #[error("the app's answer broke off")]

@@ -22,27 +22,54 @@ use tokio::{
 
 /// Counts what is being served on one connection.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Served(Arc<AtomicUsize>);
+pub(crate) struct Served(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    begun: AtomicUsize,
+    ended: AtomicUsize,
+}
 
 impl Served {
     /// Something is being served until the guard is dropped.
     pub(crate) fn busy(&self) -> Busy {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.begun.fetch_add(1, Ordering::Relaxed);
         Busy(Arc::clone(&self.0))
     }
 
-    fn is_busy(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 0
+    pub(crate) fn is_busy(&self) -> bool {
+        let (ended, begun) = self.counts();
+        begun != ended
+    }
+
+    fn counts(&self) -> (usize, usize) {
+        // In this order, so that what ends in between makes it look busy and never idle.
+        let ended = self.0.ended.load(Ordering::Acquire);
+        (ended, self.0.begun.load(Ordering::Acquire))
+    }
+
+    /// Returns once nothing was served for `first`, and later, after something was, for `then`; at the latest after
+    /// twice that.
+    pub(crate) async fn idle(&self, first: Duration, then: Duration) {
+        let (mut limit, mut before) = (first, self.counts());
+        loop {
+            tokio::time::sleep(limit).await;
+            let now = self.counts();
+            if now == before && now.0 == now.1 {
+                return;
+            }
+            (limit, before) = (then, now);
+        }
     }
 }
 
 /// While it lives, its connection is serving a request.
 #[derive(Debug)]
-pub(crate) struct Busy(Arc<AtomicUsize>);
+pub(crate) struct Busy(Arc<Counts>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.ended.fetch_add(1, Ordering::Release);
     }
 }
 

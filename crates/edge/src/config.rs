@@ -44,7 +44,19 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Most header fields in a head.
     pub header_fields: usize,
-    /// How much of a body nobody wants is read, so that the client gets to see the answer.
+    /// Requests that one HTTP/2 connection of a client may have open at once.
+    pub h2_streams: u32,
+    /// How many bytes a client may be ahead of the app in one HTTP/2 request.
+    pub h2_stream_window: u32,
+    /// The same for all requests of an HTTP/2 connection together.
+    pub h2_connection_window: u32,
+    /// How many bytes an app may be ahead of the client in one HTTP/2 request.
+    pub h2_send_buffer: usize,
+    /// Requests that a client may take back before anybody looked at them; one more ends the HTTP/2 connection.
+    pub h2_resets_unseen: usize,
+    /// HTTP/2 streams that were reset because the client broke the protocol on them; one more ends the connection.
+    pub h2_resets_for_errors: usize,
+    /// How much of a body nobody wants is read, so that the client gets to see the answer. HTTP/1.1 alone needs it.
     pub linger_bytes: u64,
     /// How long it is read for.
     pub linger: Duration,
@@ -77,7 +89,8 @@ impl Limits {
             // As many as a busy app has in use at a time; each costs memory in the guest too.
             upstream_idle_per_port: 32,
             upstream_idle_total: 1024,
-            // Each may hold about 200 KiB of buffers, so these are bounded by memory: 200 MiB.
+            // Each may hold about 200 KiB of buffers with HTTP/1.1, so these are bounded by memory: 200 MiB. With HTTP/2
+            // it is as little while the apps and the clients read what they are sent.
             connections: 1024,
             connections_refused: 64,
             // A wake takes about a second; more clients than this will not be served well when it is done.
@@ -85,6 +98,18 @@ impl Limits {
             // Eight times what common servers take. Tokens alone may be 8000 bytes.
             head_bytes: 64 * 1024,
             header_fields: 100,
+            // What common servers allow. More are queued by the client itself.
+            h2_streams: 128,
+            // A megabyte per round trip of 100 ms is 10 MB/s, about what a microVM's bandwidth allows. Constants, as a
+            // window that adapts starts small. The connection's window is the most that a client can make us hold
+            // while the app does not read.
+            h2_stream_window: 1024 * 1024,
+            h2_connection_window: 4 * 1024 * 1024,
+            // With all streams in use and a client that does not read: 16 MiB.
+            h2_send_buffer: 128 * 1024,
+            // A client has no reason for many of either. Those it resets once they were looked at cost it the token.
+            h2_resets_unseen: 32,
+            h2_resets_for_errors: 256,
             // What is on its way when we answer early: a few bandwidth-delay products.
             linger_bytes: 8 * 1024 * 1024,
             linger: Duration::from_secs(5),

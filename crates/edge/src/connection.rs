@@ -1,10 +1,18 @@
-//! One client connection: TLS, then HTTP/1.1, until either side is done.
+//! One client connection: TLS, then HTTP/2 or HTTP/1.1, until either side is done.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpStream, time::timeout};
+use http::Version;
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -18,6 +26,9 @@ use crate::{
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 /// Time between probes.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
+
+/// How long an HTTP/2 connection beyond the limit may be without a request to be refused.
+const REFUSED_FOR: Duration = Duration::from_secs(1);
 
 /// Serves the connection until it ends. Once `drain` is cancelled it takes no further request.
 pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpStream, places: Places, drain: CancellationToken) {
@@ -49,16 +60,43 @@ async fn serve_uncut(shared: Arc<Shared>, socket: TcpStream, places: Places, dra
             return;
         }
     };
-    let server_name = tls.get_ref().1.server_name().map(str::to_owned);
+    let (_, session) = tls.get_ref();
+    let server_name = session.server_name().map(str::to_owned);
+    let version = if session.alpn_protocol() == Some(b"h2") { Version::HTTP_2 } else { Version::HTTP_11 };
+    exchange(shared, tls, version, server_name, places, drain).await;
+}
+
+/// Answers the requests that come over plain bytes.
+pub(crate) async fn exchange(
+    shared: Arc<Shared>,
+    io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    version: Version,
+    server_name: Option<String>,
+    places: Places,
+    drain: CancellationToken,
+) {
     let served = Served::default();
-    let keep_alive = !places.is_refused();
-    let io = TokioIo::new(ClientIo::new(tls, served.clone(), limits.request_head));
-    let client = Arc::new(Client { server_name, served, places });
-    let service = service_fn({
-        let shared = Arc::clone(&shared);
-        move |request| proxy::answer(Arc::clone(&shared), Arc::clone(&client), request)
-    });
-    // Only HTTP/1.1 is offered by ALPN so far; the choice between it and h2 belongs here.
+    let client = Arc::new(Client { server_name, served: served.clone(), places });
+    let ended = match version {
+        Version::HTTP_2 => http2(&shared, io, client, served, drain).await,
+        _ => http1(&shared, io, client, served, drain).await,
+    };
+    if let Err(error) = ended {
+        tracing::debug!(cause = chain(&error), "client connection ended");
+    }
+}
+
+async fn http1(
+    shared: &Arc<Shared>,
+    io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    client: Arc<Client>,
+    served: Served,
+    drain: CancellationToken,
+) -> hyper::Result<()> {
+    let limits = &shared.config.limits;
+    let keep_alive = !client.places.is_refused();
+    let io = TokioIo::new(ClientIo::new(io, served, limits.request_head));
+    let service = service_fn(|request| proxy::answer(Arc::clone(shared), Arc::clone(&client), request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .keep_alive(keep_alive)
@@ -69,15 +107,57 @@ async fn serve_uncut(shared: Arc<Shared>, socket: TcpStream, places: Places, dra
         .serve_connection(io, service)
         .with_upgrades();
     let mut connection = pin!(connection);
-    let ended = tokio::select! {
+    tokio::select! {
         ended = connection.as_mut() => ended,
         () = drain.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+    }
+}
+
+/// A head that trickles in is bounded by the idle limit here: frames of other kinds come at any time, so the bytes on the
+/// wire do not tell when a head begins. The library bounds how many frames a head may be spread over.
+async fn http2(
+    shared: &Arc<Shared>,
+    io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    client: Arc<Client>,
+    served: Served,
+    drain: CancellationToken,
+) -> hyper::Result<()> {
+    let limits = &shared.config.limits;
+    let (first, then) = match client.places.is_refused() {
+        true => (REFUSED_FOR, REFUSED_FOR),
+        false => (limits.request_head, limits.client_idle),
     };
-    if let Err(error) = ended {
-        tracing::debug!(cause = chain(&error), "client connection ended");
+    let service = service_fn({
+        let shared = Arc::clone(shared);
+        move |request| proxy::answer(Arc::clone(&shared), Arc::clone(&client), request)
+    });
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(limits.h2_stream_window)
+        .initial_connection_window_size(limits.h2_connection_window)
+        .max_send_buf_size(limits.h2_send_buffer)
+        .max_concurrent_streams(limits.h2_streams)
+        .max_pending_accept_reset_streams(limits.h2_resets_unseen)
+        .max_local_error_reset_streams(limits.h2_resets_for_errors)
+        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        .serve_connection(TokioIo::new(io), service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = drain.cancelled() => {}
+        () = served.idle(first, then) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    // The farewell wants an answer. A client that gives none is not waited for once its requests are done.
+    loop {
+        match timeout(limits.request_head, connection.as_mut()).await {
+            Ok(ended) => return ended,
+            Err(_) if served.is_busy() => {}
+            Err(_) => return Ok(()),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What of a head crosses the edge, and what does not.
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use uuid::Uuid;
 
 /// The number of a request, told to the app and to the client.
@@ -17,8 +17,23 @@ pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     (asked && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
 }
 
+/// Says in HTTP/1.1's fields what HTTP/2 says elsewhere: in the target and in the frames.
+pub(crate) fn from_http2(headers: &mut HeaderMap, uri: &Uri, has_body: bool) {
+    if !headers.contains_key(header::HOST)
+        && let Some(host) = uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok())
+    {
+        headers.insert(header::HOST, host);
+    }
+    // There is no way to tell an HTTP/2 client to go on; it goes on by itself.
+    headers.remove(header::EXPECT);
+    if has_body && !headers.contains_key(header::CONTENT_LENGTH) {
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+}
+
 /// Makes a client's headers the app's.
 pub(crate) fn to_app(headers: &mut HeaderMap, request_id: &HeaderValue, upgrade: Option<HeaderValue>) {
+    join_cookies(headers);
     let reserved: Vec<HeaderName> =
         headers.keys().filter(|name| name.as_str().starts_with(RESERVED)).cloned().collect();
     for name in reserved {
@@ -47,6 +62,19 @@ pub(crate) fn to_client(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
 /// The header's value of a number.
 pub(crate) fn request_id(id: &Uuid) -> HeaderValue {
     HeaderValue::from_str(&id.to_string()).expect("a UUID is plain text")
+}
+
+/// HTTP/2 may spread cookies over several fields, HTTP/1.1 may not (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for cookie in [second].into_iter().chain(cookies) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(cookie.as_bytes());
+    }
+    let joined = HeaderValue::from_bytes(&joined).expect("it is made of values");
+    headers.insert(header::COOKIE, joined);
 }
 
 fn restore_upgrade(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {

@@ -2,7 +2,7 @@
 //!
 //! The life of a request:
 //!
-//! 1. `connection`: TCP accepted, TLS done, HTTP/1.1 read, all under the deadlines and sizes of [`Limits`].
+//! 1. `connection`: TCP accepted, TLS done, HTTP/2 or HTTP/1.1 read, all under the deadlines and sizes of [`Limits`].
 //! 2. `route`: which endpoint, which port, which token; may this token. Pure code: no I/O, no clock.
 //! 3. `upstream`: the [`Directory`](api::directory::Directory) is asked for a running VM (this is what wakes a suspended
 //!    microVM, and only an admitted request comes this far), then a kept-alive connection to that VM is taken from

@@ -2,7 +2,11 @@
 
 use std::{convert::Infallible, sync::Arc, time::SystemTime};
 
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, uri::PathAndQuery};
+use http::{
+    HeaderValue, Request, Response, StatusCode, Uri, Version, header,
+    uri::{Authority, PathAndQuery},
+};
+use http_body::Body;
 use hyper::body::Incoming;
 use uuid::Uuid;
 
@@ -36,7 +40,8 @@ pub(crate) async fn answer(
     let id_value = headers::request_id(&id);
     let method = request.method().clone();
     // Bounded, as it comes from anyone and goes to the log.
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = host.or_else(|| request.uri().authority().map(Authority::as_str)).unwrap_or_default();
     let host: String = host.chars().take(300).collect();
     let mut response = match forward(&shared, &client, request, &id_value).await {
         Ok(answer) => answer.into_response(&shared, busy),
@@ -73,16 +78,21 @@ async fn forward(
     let on_client_upgrade = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
     // A client that asked whether to send its body waits for the answer, and a refusal says no.
-    let linger = (!head.headers.contains_key(header::EXPECT))
+    let http2 = head.version == Version::HTTP_2;
+    let linger = (!http2 && !head.headers.contains_key(header::EXPECT))
         .then_some(Linger { bytes: limits.linger_bytes, time: limits.linger });
-    let mut body = RequestBody::new(body, linger);
+    let mut body = RequestBody::new(body, head.version, linger);
     if client.places.is_refused() {
         return Err(Refusal::TooManyConnections);
+    }
+    if head.headers.len() > limits.header_fields {
+        return Err(Refusal::TooManyFields(limits.header_fields));
     }
 
     let target = route::read(
         &head.method,
         &head.uri,
+        head.version,
         &head.headers,
         client.server_name.as_deref(),
         &shared.config.domain_suffix,
@@ -94,6 +104,9 @@ async fn forward(
 
     let activity = Activity::new(Arc::clone(&shared.directory), microvm);
     body.count_for(Arc::clone(&activity));
+    if http2 {
+        headers::from_http2(&mut head.headers, &head.uri, !body.is_end_stream());
+    }
     headers::to_app(&mut head.headers, id, upgrade);
     let mut to_app = Request::new(body);
     *to_app.method_mut() = head.method;

@@ -19,6 +19,8 @@ pub(crate) enum Fault {
 pub(crate) enum Refusal {
     #[error("the request is malformed: {0}")]
     Malformed(&'static str),
+    #[error("the head has more than {0} fields")]
+    TooManyFields(usize),
     #[error("the TLS connection is for another host")]
     Misdirected,
     #[error("no token, or not a token")]
@@ -54,6 +56,7 @@ impl Refusal {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::TooManyFields(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::MissingAuthentication | Self::AuthenticationFailed(_) | Self::PortDenied(_) => StatusCode::FORBIDDEN,
             Self::TooManyConnections | Self::TooManyWaiting => StatusCode::TOO_MANY_REQUESTS,
@@ -82,6 +85,7 @@ impl Refusal {
     pub(crate) fn fault(&self) -> Fault {
         match self {
             Self::Malformed(_)
+            | Self::TooManyFields(_)
             | Self::Misdirected
             | Self::MissingAuthentication
             | Self::AuthenticationFailed(_)

@@ -9,7 +9,7 @@ use api::{
     ids::{EndpointId, MicrovmId},
     token::{Claims, Grant, TokenError, TokenKey},
 };
-use http::{HeaderMap, HeaderName, Method, Uri, header};
+use http::{HeaderMap, HeaderName, Method, Uri, Version, header, uri::Authority};
 
 use crate::refusal::Refusal;
 
@@ -90,6 +90,7 @@ fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h ht
 pub(crate) fn read<'h>(
     method: &Method,
     uri: &Uri,
+    version: Version,
     headers: &'h HeaderMap,
     server_name: Option<&str>,
     suffix: &str,
@@ -97,12 +98,13 @@ pub(crate) fn read<'h>(
     if method == Method::CONNECT {
         return Err(Refusal::Malformed("CONNECT is not for this kind of proxy"));
     }
-    let host = single(headers, &header::HOST)
-        .ok()
-        .flatten()
-        .and_then(|value| value.to_str().ok())
-        .and_then(parse_host)
-        .ok_or(Refusal::Malformed("there must be one valid Host"))?;
+    let host = match single(headers, &header::HOST) {
+        Ok(Some(value)) => value.to_str().ok(),
+        // HTTP/2 says it in the target instead.
+        Ok(None) if version == Version::HTTP_2 => uri.authority().map(Authority::as_str),
+        Ok(None) | Err(()) => None,
+    };
+    let host = host.and_then(parse_host).ok_or(Refusal::Malformed("there must be one valid Host"))?;
     if let Some(authority) = uri.authority()
         && parse_host(authority.as_str()).as_ref() != Some(&host)
     {
@@ -178,7 +180,7 @@ mod tests {
     }
 
     fn status(headers: &HeaderMap, uri: &str, server_name: Option<&str>) -> u16 {
-        match read(&Method::GET, &uri.parse().unwrap(), headers, server_name, SUFFIX) {
+        match read(&Method::GET, &uri.parse().unwrap(), Version::HTTP_11, headers, server_name, SUFFIX) {
             Ok(_) => 200,
             Err(refusal) => refusal.status().as_u16(),
         }

@@ -1,10 +1,12 @@
 //! The real edge between a real TLS client and real apps on local sockets. Only the directory and the dialer, which
 //! belong to other roles, are the tests' own.
 
+mod frames;
 mod support;
 
 mod clients;
 mod drain;
+mod http2;
 mod limits;
 mod refusals;
 mod streaming;

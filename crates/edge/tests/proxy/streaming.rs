@@ -8,35 +8,15 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use futures_util::{StreamExt, stream};
 use http::{HeaderMap, Response};
 use http_body::Frame;
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::BodyExt;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    sync::{Notify, mpsc},
+    sync::Notify,
 };
 
-use crate::support::{App, Body, World, empty, full, text, until};
-
-fn channel() -> (mpsc::Sender<Frame<Bytes>>, Body) {
-    let (sender, receiver) = mpsc::channel(1);
-    let frames = stream::unfold(receiver, |mut receiver| async move {
-        receiver.recv().await.map(|frame| (Ok::<_, hyper::Error>(frame), receiver))
-    });
-    (sender, BodyExt::boxed(StreamBody::new(frames)))
-}
-
-/// A body of so many pieces of 64 KiB that counts those taken.
-fn counted(pieces: usize, taken: Arc<AtomicUsize>) -> Body {
-    let piece = Bytes::from(vec![b'x'; 64 << 10]);
-    let frames = stream::iter(0..pieces).map(move |_| {
-        taken.fetch_add(1, Ordering::SeqCst);
-        Ok::<_, hyper::Error>(Frame::data(piece.clone()))
-    });
-    BodyExt::boxed(StreamBody::new(frames))
-}
+use crate::support::{App, World, channel, counted, empty, full, text, until};
 
 /// The count once it no longer moves.
 async fn settled(count: &AtomicUsize) -> usize {

@@ -18,14 +18,20 @@ use api::{
 };
 use bytes::Bytes;
 use edge::{Drained, Edge, EdgeConfig, Limits};
+use futures_util::{StreamExt, stream};
 use http::{Request, Response};
-use http_body_util::{BodyExt, Empty, Full, combinators::BoxBody};
-use hyper::{body::Incoming, client::conn::http1::SendRequest, service::service_fn};
-use hyper_util::rt::TokioIo;
+use http_body::Frame;
+use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::BoxBody};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1::SendRequest, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinHandle,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -41,6 +47,25 @@ pub fn empty() -> Body {
 
 pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed()
+}
+
+/// A body and how to feed it.
+pub fn channel() -> (mpsc::Sender<Frame<Bytes>>, Body) {
+    let (sender, receiver) = mpsc::channel(1);
+    let frames = stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|frame| (Ok::<_, hyper::Error>(frame), receiver))
+    });
+    (sender, BodyExt::boxed(StreamBody::new(frames)))
+}
+
+/// A body of so many pieces of 64 KiB that counts those taken.
+pub fn counted(pieces: usize, taken: Arc<AtomicUsize>) -> Body {
+    let piece = Bytes::from(vec![b'x'; 64 << 10]);
+    let frames = stream::iter(0..pieces).map(move |_| {
+        taken.fetch_add(1, Ordering::SeqCst);
+        Ok::<_, hyper::Error>(Frame::data(piece.clone()))
+    });
+    BodyExt::boxed(StreamBody::new(frames))
 }
 
 /// Control, with one microVM.
@@ -189,15 +214,21 @@ impl World {
     }
 
     pub async fn tls(&self, server_name: &str) -> TlsStream<TcpStream> {
+        self.tls_with(server_name, &[]).await
+    }
+
+    /// Offers these protocols.
+    pub async fn tls_with(&self, server_name: &str, alpn: &[&str]) -> TlsStream<TcpStream> {
         let pem = std::fs::read(self.ca.path().join("ca.pem")).unwrap();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         let socket = TcpStream::connect(self.address).await.unwrap();
         let name = ServerName::try_from(server_name.to_owned()).unwrap();
         TlsConnector::from(Arc::new(config)).connect(name, socket).await.unwrap()
@@ -212,6 +243,34 @@ impl World {
         let (sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
         tokio::spawn(connection.with_upgrades());
         sender
+    }
+
+    /// An HTTP/2 connection.
+    pub async fn client2(&self) -> http2::SendRequest<Body> {
+        let io = TokioIo::new(self.tls_with(&self.host(), &["h2"]).await);
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
+    /// An HTTP/2 connection with the frames' own names for things.
+    pub async fn frames(&self) -> h2::client::SendRequest<Bytes> {
+        let (sender, connection) = h2::client::Builder::new()
+            .max_send_buffer_size(16 << 20)
+            .handshake(self.tls_with(&self.host(), &["h2"]).await)
+            .await
+            .unwrap();
+        // How it ended, its streams tell.
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        sender.ready().await.unwrap()
+    }
+
+    /// A request as HTTP/2 has it: the host is in the target.
+    pub fn request2(&self, method: &str, path: &str) -> http::request::Builder {
+        let target = format!("https://{}{path}", self.host());
+        Request::builder().method(method).uri(target).header("x-aws-proxy-auth", self.token())
     }
 
     pub async fn get(&self, path: &str) -> Response<Incoming> {
