@@ -13,7 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use crate::{activity::Activity, client_io::Busy};
+use crate::{activity::Activity, client_io::Busy, pool::Share};
 
 /// How much of an unwanted rest is read, and for how long.
 #[derive(Debug, Clone, Copy)]
@@ -121,6 +121,8 @@ pub(crate) enum RequestError {
 pub(crate) enum ReplyError {
     #[error("the app's answer broke off")]
     App(#[source] hyper::Error),
+    #[error("the app ended its answer before its end")]
+    TakenBack,
     #[error("no byte crossed for too long")]
     Silent,
 }
@@ -134,7 +136,14 @@ pub(crate) struct ReplyBody {
 
 enum Kind {
     Own(Option<Bytes>),
-    App { inner: Incoming, activity: Arc<Activity>, silence: Pin<Box<dyn Future<Output = ()> + Send + Sync>> },
+    App {
+        inner: Incoming,
+        http2: bool,
+        activity: Arc<Activity>,
+        silence: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+        /// Its connection is in use until this is gone.
+        _share: Option<Share>,
+    },
 }
 
 impl ReplyBody {
@@ -142,9 +151,18 @@ impl ReplyBody {
         Self { kind: Kind::Own((!text.is_empty()).then(|| Bytes::from_static(text.as_bytes()))), _busy: busy }
     }
 
-    pub(crate) fn app(inner: Incoming, activity: Arc<Activity>, silence: Duration, busy: Busy) -> Self {
+    /// `version` is that of the answer.
+    pub(crate) fn app(
+        inner: Incoming,
+        version: Version,
+        share: Option<Share>,
+        activity: Arc<Activity>,
+        silence: Duration,
+        busy: Busy,
+    ) -> Self {
         let silence = Box::pin(Arc::clone(&activity).silence(silence));
-        Self { kind: Kind::App { inner, activity, silence }, _busy: busy }
+        let http2 = version == Version::HTTP_2;
+        Self { kind: Kind::App { inner, http2, activity, silence, _share: share }, _busy: busy }
     }
 }
 
@@ -155,7 +173,8 @@ impl Body for ReplyBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
         match &mut self.kind {
             Kind::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Kind::App { inner, activity, silence } => match Pin::new(inner).poll_frame(cx) {
+            Kind::App { inner, http2, activity, silence, .. } => match Pin::new(&mut *inner).poll_frame(cx) {
+                Poll::Ready(None) if broke_off(inner, *http2) => Poll::Ready(Some(Err(ReplyError::TakenBack))),
                 Poll::Ready(frame) => {
                     if let Some(Ok(_)) = &frame {
                         activity.bytes();

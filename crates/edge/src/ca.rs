@@ -165,7 +165,6 @@ fn server_config(pem: &str) -> Result<rustls::ServerConfig, rustls::Error> {
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(chain, key)?;
-    // "h2" goes before it once the edge speaks it.
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }

@@ -143,6 +143,8 @@ async fn http2(
         .max_pending_accept_reset_streams(limits.h2_resets_unseen)
         .max_local_error_reset_streams(limits.h2_resets_for_errors)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        // WebSocket as one stream of many.
+        .enable_connect_protocol()
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
     tokio::select! {

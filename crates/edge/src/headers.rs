@@ -3,8 +3,13 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use uuid::Uuid;
 
+use crate::websocket;
+
 /// The number of a request, told to the app and to the client.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
+
+/// Asks for HTTP/2 in the clear to the app.
+pub(crate) const FORCE_H2: HeaderName = HeaderName::from_static("x-aws-proxy-force-h2");
 
 /// The namespace that is the edge's own; no header in it reaches an app, known or not.
 const RESERVED: &str = "x-aws-proxy-";
@@ -34,6 +39,7 @@ pub(crate) fn from_http2(headers: &mut HeaderMap, uri: &Uri, has_body: bool) {
 /// Makes a client's headers the app's.
 pub(crate) fn to_app(headers: &mut HeaderMap, request_id: &HeaderValue, upgrade: Option<HeaderValue>) {
     join_cookies(headers);
+    websocket::strip(headers);
     let reserved: Vec<HeaderName> =
         headers.keys().filter(|name| name.as_str().starts_with(RESERVED)).cloned().collect();
     for name in reserved {
@@ -85,7 +91,7 @@ fn restore_upgrade(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
 }
 
 /// The comma-separated tokens of a header.
-fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
+pub(crate) fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
     headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).flat_map(|text| text.split(',').map(str::trim))
 }
 

@@ -6,7 +6,7 @@
 //! 2. `route`: which endpoint, which port, which token; may this token. Pure code: no I/O, no clock.
 //! 3. `upstream`: the [`Directory`](api::directory::Directory) is asked for a running VM (this is what wakes a suspended
 //!    microVM, and only an admitted request comes this far), then a kept-alive connection to that VM is taken from
-//!    `pool`, or a new one dialled.
+//!    `pool`, or a new one dialled (`connect`), in the protocol that the request wants and the app speaks (`apps`).
 //! 4. `body`: bytes flow both ways as they come, never collected; each one restarts the microVM's idle clock
 //!    (`activity`). An upgraded connection goes on in `tunnel`.
 //!
@@ -20,10 +20,15 @@ mod config;
 mod server;
 
 mod activity;
+mod app_tls;
+mod apps;
 mod body;
 mod client_io;
+mod connect;
 mod connection;
+mod greeting;
 mod headers;
+mod hold;
 mod pool;
 mod proxy;
 mod refusal;
@@ -31,6 +36,7 @@ mod route;
 mod tunnel;
 mod upstream;
 mod waiting;
+mod websocket;
 
 pub use config::{EdgeConfig, Limits};
 pub use server::{BindError, BoundEdge, Drained, Edge};

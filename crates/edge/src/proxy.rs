@@ -1,24 +1,28 @@
 //! One request: read, admit, forward, answer.
 
-use std::{convert::Infallible, sync::Arc, time::SystemTime};
+use std::{sync::Arc, time::SystemTime};
 
 use http::{
     HeaderValue, Request, Response, StatusCode, Uri, Version, header,
     uri::{Authority, PathAndQuery},
 };
 use http_body::Body;
-use hyper::body::Incoming;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 use uuid::Uuid;
 
 use crate::{
     activity::Activity,
     body::{Linger, ReplyBody, RequestBody},
     client_io::{Busy, Served},
+    connect::Wants,
     headers,
-    refusal::Refusal,
+    pool::Share,
+    refusal::{self, Refusal},
     route,
     server::{Places, Shared},
-    tunnel, upstream,
+    tunnel,
+    upstream::{self, Destination, Reply},
+    websocket::{self, OverHttp2},
 };
 
 /// What requests of one client connection have in common.
@@ -29,16 +33,22 @@ pub(crate) struct Client {
     pub(crate) places: Places,
 }
 
+/// The app reset the stream of a request in HTTP/2, and so does the edge, for the same reason.
+#[derive(Debug, thiserror::Error)]
+#[error("the app reset the stream")]
+pub(crate) struct Reset(#[source] hyper::Error);
+
 /// Answers a request.
 pub(crate) async fn answer(
     shared: Arc<Shared>,
     client: Arc<Client>,
     request: Request<Incoming>,
-) -> Result<Response<ReplyBody>, Infallible> {
+) -> Result<Response<ReplyBody>, Reset> {
     let busy = client.served.busy();
     let id = Uuid::new_v4();
     let id_value = headers::request_id(&id);
     let method = request.method().clone();
+    let version = request.version();
     // Bounded, as it comes from anyone and goes to the log.
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     let host = host.or_else(|| request.uri().authority().map(Authority::as_str)).unwrap_or_default();
@@ -47,7 +57,12 @@ pub(crate) async fn answer(
         Ok(answer) => answer.into_response(&shared, busy),
         Err(refusal) => {
             refusal.log(&id, &host, &method);
-            refuse(&refusal, busy)
+            match refusal {
+                Refusal::NoAnswer(error) if version == Version::HTTP_2 && refusal::is_reset(&error) => {
+                    return Err(Reset(error));
+                }
+                refusal => refuse(&refusal, busy),
+            }
         }
     };
     response.headers_mut().insert(headers::REQUEST_ID, id_value);
@@ -57,13 +72,16 @@ pub(crate) async fn answer(
 /// The app's answer.
 struct Answer {
     response: Response<Incoming>,
+    version: Version,
+    share: Option<Share>,
     activity: Arc<Activity>,
 }
 
 impl Answer {
     fn into_response(self, shared: &Shared, busy: Busy) -> Response<ReplyBody> {
         let silence = shared.config.limits.silence;
-        self.response.map(|body| ReplyBody::app(body, self.activity, silence, busy))
+        let Self { response, version, share, activity } = self;
+        response.map(|body| ReplyBody::app(body, version, share, activity, silence, busy))
     }
 }
 
@@ -74,9 +92,10 @@ async fn forward(
     id: &HeaderValue,
 ) -> Result<Answer, Refusal> {
     let limits = &shared.config.limits;
-    let upgrade = headers::upgrade(request.headers());
-    let on_client_upgrade = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+    let on_client_upgrade = hyper::upgrade::on(&mut request);
     let (mut head, body) = request.into_parts();
+    let over_http2 = OverHttp2::translate(&mut head)?;
+    let upgrade = headers::upgrade(&head.headers);
     // A client that asked whether to send its body waits for the answer, and a refusal says no.
     let http2 = head.version == Version::HTTP_2;
     let linger = (!http2 && !head.headers.contains_key(header::EXPECT))
@@ -107,24 +126,77 @@ async fn forward(
     if http2 {
         headers::from_http2(&mut head.headers, &head.uri, !body.is_end_stream());
     }
-    headers::to_app(&mut head.headers, id, upgrade);
+    let wants = Wants::read(&head.headers, upgrade.is_some(), http2);
+    let upgrade = upgrade.map(|to| Upgrade {
+        is_marked: websocket::offers_marker(&head.headers),
+        on_client: on_client_upgrade,
+        over_http2,
+        to,
+    });
+    headers::to_app(&mut head.headers, id, upgrade.as_ref().map(|upgrade| upgrade.to.clone()));
     let mut to_app = Request::new(body);
     *to_app.method_mut() = head.method;
     *to_app.uri_mut() = origin_form(&head.uri);
     *to_app.headers_mut() = head.headers;
 
-    let mut response = upstream::exchange(shared, microvm, port, to_app, &activity).await?;
+    let to = Destination { microvm, port, wants };
+    let Reply { mut response, share } = upstream::exchange(shared, to, to_app, &activity).await?;
+    let version = response.version();
     // The versions of both sides are their own; the client's is known to the library.
     *response.version_mut() = Version::HTTP_11;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let chosen = response.headers().get(header::UPGRADE).cloned();
-        let (Some(on_client), Some(chosen)) = (on_client_upgrade, chosen) else {
-            return Err(Refusal::BadAnswer("it changes to a protocol nobody asked for"));
-        };
-        let on_app = hyper::upgrade::on(&mut response);
-        headers::to_client(response.headers_mut(), Some(chosen));
-        let (client, activity) = (Arc::clone(client), Arc::clone(&activity));
-        let (silence, cut) = (limits.silence, shared.cut.clone());
+        let upgrade = upgrade.ok_or(Refusal::BadAnswer("it changes to a protocol nobody asked for"))?;
+        upgrade.begin(shared, client, &mut response, &activity)?;
+    } else {
+        if let Some(coding) = response.headers().get(header::TRANSFER_ENCODING)
+            && !coding.as_bytes().eq_ignore_ascii_case(b"chunked")
+        {
+            return Err(Refusal::BadAnswer("no transfer encoding but chunked is known"));
+        }
+        // To CONNECT, any such answer means that there is a tunnel.
+        if response.status().is_success() && upgrade.is_some_and(|upgrade| upgrade.over_http2.is_some()) {
+            return Err(Refusal::BadAnswer("it answers a WebSocket handshake without one"));
+        }
+        headers::to_client(response.headers_mut(), None);
+    }
+    Ok(Answer { response, version, share, activity })
+}
+
+/// A change of protocol that the client asked for.
+struct Upgrade {
+    to: HeaderValue,
+    /// Its subprotocols are in part the edge's.
+    is_marked: bool,
+    over_http2: Option<OverHttp2>,
+    on_client: OnUpgrade,
+}
+
+impl Upgrade {
+    /// The app said yes: makes its answer the client's, and joins both.
+    fn begin(
+        self,
+        shared: &Arc<Shared>,
+        client: &Arc<Client>,
+        response: &mut Response<Incoming>,
+        activity: &Arc<Activity>,
+    ) -> Result<(), Refusal> {
+        let on_app = hyper::upgrade::on(&mut *response);
+        let headers = response.headers_mut();
+        let chosen = headers.get(header::UPGRADE).cloned();
+        let chosen = chosen.ok_or(Refusal::BadAnswer("it does not say which protocol it changes to"))?;
+        if self.is_marked {
+            websocket::choose(headers);
+        }
+        if let Some(over_http2) = self.over_http2 {
+            over_http2.accepted(headers)?;
+            headers::to_client(headers, None);
+            *response.status_mut() = StatusCode::OK;
+        } else {
+            headers::to_client(headers, Some(chosen));
+        }
+        let (client, activity) = (Arc::clone(client), Arc::clone(activity));
+        let (silence, cut) = (shared.config.limits.silence, shared.cut.clone());
+        let on_client = self.on_client;
         shared.tasks.spawn(async move {
             // The tunnel keeps the connection's place, and tells its reader that no request head is awaited.
             let _busy = client.served.busy();
@@ -133,15 +205,8 @@ async fn forward(
                 () = cut.cancelled() => {}
             }
         });
-    } else {
-        if let Some(coding) = response.headers().get(header::TRANSFER_ENCODING)
-            && !coding.as_bytes().eq_ignore_ascii_case(b"chunked")
-        {
-            return Err(Refusal::BadAnswer("no transfer encoding but chunked is known"));
-        }
-        headers::to_client(response.headers_mut(), None);
+        Ok(())
     }
-    Ok(Answer { response, activity })
 }
 
 /// Seconds since the Unix epoch; before it, all tokens are good, and nothing else works either.

@@ -45,6 +45,10 @@ pub(crate) enum Refusal {
     Unreachable(#[source] std::io::Error),
     #[error("the app did not give a proper answer")]
     NoAnswer(#[source] hyper::Error),
+    #[error("the app does not speak HTTP/2, which the request asks for")]
+    NotHttp2,
+    #[error("the TLS handshake with the app failed")]
+    TlsToApp(#[source] std::io::Error),
     #[error("the app's answer is malformed: {0}")]
     BadAnswer(&'static str),
     #[error("no byte crossed for too long")]
@@ -66,6 +70,8 @@ impl Refusal {
             | Self::NothingListens(_)
             | Self::Unreachable(_)
             | Self::NoAnswer(_)
+            | Self::NotHttp2
+            | Self::TlsToApp(_)
             | Self::BadAnswer(_)
             | Self::Silent => StatusCode::BAD_GATEWAY,
         }
@@ -93,7 +99,12 @@ impl Refusal {
             | Self::TooManyConnections
             | Self::TooManyWaiting
             | Self::Unavailable(Unavailable::Asleep | Unavailable::Ended) => Fault::Client,
-            Self::NothingListens(_) | Self::NoAnswer(_) | Self::BadAnswer(_) | Self::Silent => Fault::App,
+            Self::NothingListens(_)
+            | Self::NoAnswer(_)
+            | Self::NotHttp2
+            | Self::TlsToApp(_)
+            | Self::BadAnswer(_)
+            | Self::Silent => Fault::App,
             Self::Unavailable(Unavailable::WakeFailed { .. } | Unavailable::Late)
             | Self::WakeTooSlow
             | Self::Gone
@@ -111,6 +122,32 @@ impl Refusal {
             Fault::Platform => tracing::warn!(%request_id, host, %method, status, fault = "platform", cause, "refused"),
         }
     }
+}
+
+/// What the frames of HTTP/2 said, if that is what went wrong.
+fn http2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    let mut next = error.source();
+    while let Some(source) = next {
+        if let Some(found) = source.downcast_ref() {
+            return Some(found);
+        }
+        next = source.source();
+    }
+    None
+}
+
+/// Did the other side say that it has not looked at the request (RFC 9113, 8.7)?
+pub(crate) fn was_not_looked_at(error: &hyper::Error) -> bool {
+    http2_error(error).filter(|error| error.is_remote()).is_some_and(|error| match error.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => error.is_reset(),
+        Some(h2::Reason::NO_ERROR) => error.is_go_away(),
+        _ => false,
+    })
+}
+
+/// Did the other side end this one request?
+pub(crate) fn is_reset(error: &hyper::Error) -> bool {
+    http2_error(error).is_some_and(|error| error.is_remote() && error.is_reset())
 }
 
 /// An error and its sources in one line.

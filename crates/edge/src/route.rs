@@ -11,7 +11,11 @@ use api::{
 };
 use http::{HeaderMap, HeaderName, Method, Uri, Version, header, uri::Authority};
 
-use crate::refusal::Refusal;
+use crate::{
+    headers,
+    refusal::Refusal,
+    websocket::{self, Offered},
+};
 
 /// The token.
 pub(crate) const AUTH: HeaderName = HeaderName::from_static("x-aws-proxy-auth");
@@ -121,8 +125,13 @@ pub(crate) fn read<'h>(
         Some(Some(encoding)) if encoding.eq_ignore_ascii_case(b"chunked") => {}
         _ => return Err(Refusal::Malformed("no transfer encoding but chunked is known")),
     }
+    if single(headers, &header::CONTENT_LENGTH).is_err() {
+        return Err(Refusal::Malformed("there are several lengths"));
+    }
+    let is_websocket = headers::upgrade(headers).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let offered = if is_websocket { websocket::read(headers)? } else { Offered::default() };
     let port = match single(headers, &PORT) {
-        Ok(None) => PORT_DEFAULT,
+        Ok(None) => offered.port.unwrap_or(PORT_DEFAULT),
         Ok(Some(value)) => value
             .to_str()
             .ok()
@@ -130,11 +139,12 @@ pub(crate) fn read<'h>(
             .ok_or(Refusal::Malformed("the port header is not a port"))?,
         Err(()) => return Err(Refusal::Malformed("there are several port headers")),
     };
-    let token = single(headers, &AUTH)
-        .ok()
-        .flatten()
-        .and_then(|value| value.to_str().ok())
-        .ok_or(Refusal::MissingAuthentication)?;
+    let token = match single(headers, &AUTH) {
+        Ok(Some(value)) => value.to_str().ok(),
+        Ok(None) => offered.token,
+        Err(()) => None,
+    };
+    let token = token.ok_or(Refusal::MissingAuthentication)?;
     Ok(Target { endpoint: endpoint_of(&host.name, suffix), port, token })
 }
 

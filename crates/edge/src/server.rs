@@ -14,7 +14,9 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{config::EdgeConfig, connection, pool::Pool, refusal::chain, waiting::Waiting};
+use crate::{
+    app_tls::AppTls, apps::Apps, config::EdgeConfig, connection, pool::Pool, refusal::chain, waiting::Waiting,
+};
 
 /// How often unused connections to apps are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -54,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) dialer: Arc<dyn Dialer>,
     pub(crate) keys: Arc<TokenKey>,
     pub(crate) pool: Arc<Pool>,
+    pub(crate) apps: Apps,
+    pub(crate) app_tls: AppTls,
     pub(crate) waiting: Waiting,
     /// Connections and tunnels.
     pub(crate) tasks: TaskTracker,
@@ -103,6 +107,8 @@ impl Edge {
                 dialer,
                 keys,
                 pool,
+                apps: Apps::default(),
+                app_tls: AppTls::new(),
                 waiting,
                 tasks: TaskTracker::new(),
                 cut: CancellationToken::new(),

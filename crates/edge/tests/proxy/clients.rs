@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 
-use crate::support::{App, World};
+use crate::{servers::App, support::World};
 
 #[tokio::test]
 async fn curl_trusts_the_development_authority() {

@@ -6,7 +6,10 @@ use edge::Drained;
 use http::Response;
 use tokio::{net::TcpStream, sync::Notify};
 
-use crate::support::{App, World, empty, full, text, until};
+use crate::{
+    servers::App,
+    support::{World, empty, full, text, until},
+};
 
 async fn slow(release: Arc<Notify>) -> App {
     App::http(move |_| {

@@ -22,7 +22,8 @@ use tokio::{
 
 use crate::{
     frames::{GOAWAY, RST_STREAM, frame, frames, headers_frame},
-    support::{App, World, channel, counted, empty, full, text, until},
+    servers::App,
+    support::{World, channel, counted, empty, full, text, until},
 };
 
 const SOON: Duration = Duration::from_secs(10);

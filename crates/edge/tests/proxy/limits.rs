@@ -9,7 +9,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{App, World, empty, full, text};
+use crate::{
+    servers::App,
+    support::{World, empty, full, text},
+};
 
 async fn is_closed(stream: &mut (impl AsyncReadExt + Unpin)) -> bool {
     let mut rest = Vec::new();

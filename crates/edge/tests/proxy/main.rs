@@ -2,8 +2,11 @@
 //! belong to other roles, are the tests' own.
 
 mod frames;
+mod servers;
 mod support;
 
+mod app_tls;
+mod apps;
 mod clients;
 mod drain;
 mod http2;
@@ -12,3 +15,4 @@ mod refusals;
 mod streaming;
 mod upgrades;
 mod waking;
+mod websockets;

@@ -9,7 +9,10 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{App, SUFFIX, World, empty, now, text};
+use crate::{
+    servers::App,
+    support::{SUFFIX, World, empty, now, text},
+};
 
 async fn status_and_body(response: Response<Incoming>) -> (u16, String) {
     assert!(response.headers().contains_key("x-amzn-requestid"));

@@ -16,7 +16,10 @@ use tokio::{
     sync::Notify,
 };
 
-use crate::support::{App, World, channel, counted, empty, full, text, until};
+use crate::{
+    servers::App,
+    support::{World, channel, counted, empty, full, text, until},
+};
 
 /// The count once it no longer moves.
 async fn settled(count: &AtomicUsize) -> usize {
@@ -108,28 +111,51 @@ async fn head_keeps_the_length_and_has_no_body() {
 }
 
 #[tokio::test]
-async fn a_client_that_asks_first_is_told_to_go_on_only_if_it_may() {
+async fn a_client_that_asks_first_is_told_to_go_on_if_the_app_says_so() {
     let world = World::new().await;
-    let app = App::echo().await;
-    world.place(8080, &app);
+    let reads =
+        App::http(
+            |request| async move { Response::new(full(request.into_body().collect().await.unwrap().to_bytes())) },
+        );
+    let (reads, declines) =
+        (reads.await, App::http(|_| async { Response::builder().status(413).body(full("no")).unwrap() }).await);
+    let says_nothing = App::raw(|mut socket, _| async move {
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"abc") {
+            socket.read_buf(&mut seen).await.unwrap();
+        }
+        socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc").await.unwrap();
+    })
+    .await;
+    world.place(8080, &reads);
+    world.place(8081, &declines);
+    world.place(8082, &says_nothing);
     let head = format!("POST / HTTP/1.1\r\nhost: {}\r\nexpect: 100-continue\r\ncontent-length: 3\r\n", world.host());
-    let mut tls = world.tls(&world.host()).await;
-    tls.write_all(format!("{head}x-aws-proxy-auth: {}\r\n\r\n", world.token()).as_bytes()).await.unwrap();
-    let mut told = [0; 25];
-    tls.read_exact(&mut told).await.unwrap();
-    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
-    tls.write_all(b"abc").await.unwrap();
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n\r\nabc") {
-        assert_ne!(tls.read_buf(&mut answer).await.unwrap(), 0);
+    for port in [8080, 8082] {
+        let mut tls = world.tls(&world.host()).await;
+        let head = format!("{head}x-aws-proxy-port: {port}\r\nx-aws-proxy-auth: {}\r\n\r\n", world.token());
+        tls.write_all(head.as_bytes()).await.unwrap();
+        let mut told = [0; 25];
+        tls.read_exact(&mut told).await.unwrap();
+        assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+        tls.write_all(b"abc").await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\nabc") {
+            assert_ne!(tls.read_buf(&mut answer).await.unwrap(), 0);
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"));
     }
-    assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"));
-
-    let mut tls = world.tls(&world.host()).await;
-    tls.write_all(format!("{head}connection: close\r\n\r\n").as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    tls.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{answer}");
+    // Neither the app's no nor the edge's is preceded by a yes.
+    for (more, status) in [
+        (format!("x-aws-proxy-port: 8081\r\nx-aws-proxy-auth: {}\r\n", world.token()), "413 Payload Too Large"),
+        (String::new(), "403 Forbidden"),
+    ] {
+        let mut tls = world.tls(&world.host()).await;
+        tls.write_all(format!("{head}{more}connection: close\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        tls.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{answer}");
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
     net::SocketAddr,
     sync::{
         Arc, Mutex,
@@ -25,17 +24,18 @@ use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::BoxBody};
 use hyper::{
     body::Incoming,
     client::conn::{http1::SendRequest, http2},
-    service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::{mpsc, watch},
     task::JoinHandle,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::servers::App;
 
 pub const SUFFIX: &str = "lambda-microvm.us-east-1.localhost";
 
@@ -289,89 +289,6 @@ pub fn now() -> u64 {
 
 pub async fn text(response: Response<Incoming>) -> String {
     String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
-}
-
-/// A server on a local port, until dropped.
-pub struct App {
-    pub address: SocketAddr,
-    pub requests: Arc<AtomicUsize>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for App {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl App {
-    pub fn requests(&self) -> usize {
-        self.requests.load(Ordering::SeqCst)
-    }
-
-    /// An app that does with each connection what it likes.
-    pub async fn raw<F>(serve: impl Fn(TcpStream, usize) -> F + Send + 'static) -> Self
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let requests = Arc::new(AtomicUsize::new(0));
-        let task = tokio::spawn(async move {
-            let mut tasks = tokio::task::JoinSet::new();
-            for number in 0.. {
-                let (socket, _) = listener.accept().await.unwrap();
-                tasks.spawn(serve(socket, number));
-            }
-        });
-        Self { address, requests, task }
-    }
-
-    pub async fn http<F>(answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static) -> Self
-    where
-        F: Future<Output = Response<Body>> + Send + 'static,
-    {
-        let requests = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&requests);
-        let mut app = Self::raw(move |socket, _| {
-            let (answer, counted) = (answer.clone(), Arc::clone(&counted));
-            async move {
-                let service = service_fn(move |request| {
-                    counted.fetch_add(1, Ordering::SeqCst);
-                    let answer = answer(request);
-                    async move { Ok::<_, Infallible>(answer.await) }
-                });
-                let connection = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(socket), service)
-                    .with_upgrades();
-                // Clients leave as they like.
-                let _ = connection.await;
-            }
-        })
-        .await;
-        app.requests = requests;
-        app
-    }
-
-    /// Answers with the head that it was sent.
-    pub async fn mirror() -> Self {
-        Self::http(|request| async move {
-            let mut head = format!("{} {}\n", request.method(), request.uri());
-            for (name, value) in request.headers() {
-                head.push_str(&format!("{name}: {}\n", value.to_str().unwrap()));
-            }
-            Response::new(full(head))
-        })
-        .await
-    }
-
-    /// Answers with the body that it is sent, as it comes, trailers included.
-    pub async fn echo() -> Self {
-        Self::http(|request| async move {
-            Response::builder().header("trailer", "x-sum").body(request.into_body().boxed()).unwrap()
-        })
-        .await
-    }
 }
 
 /// Waits until it is so, at most ten seconds.

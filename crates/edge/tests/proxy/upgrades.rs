@@ -7,7 +7,10 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{App, Body, World, empty, until};
+use crate::{
+    servers::App,
+    support::{Body, World, empty, until},
+};
 
 async fn echo_after_upgrade(mut request: Request<Incoming>) -> Response<Body> {
     let wanted = request.headers().get("upgrade").cloned();

@@ -14,7 +14,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{App, World, empty, full, text, until};
+use crate::{
+    servers::App,
+    support::{World, empty, full, text, until},
+};
 
 #[tokio::test]
 async fn fifty_requests_wait_for_one_wake() {
@@ -54,6 +57,28 @@ async fn too_many_waiting_and_too_slow_a_wake_are_told() {
     assert_eq!(second.status(), 429);
     assert_eq!(second.headers()["retry-after"], "1");
     assert_eq!(first.await.unwrap(), 502);
+}
+
+#[tokio::test]
+async fn an_app_that_listens_a_moment_after_its_wake_is_waited_for() {
+    let world = Arc::new(World::new().await);
+    let app = App::mirror().await;
+    let vm = world.vm();
+    world.directory.state.send_replace(None);
+    let answer = tokio::spawn({
+        let world = Arc::clone(&world);
+        async move { world.get("/").await.status().as_u16() }
+    });
+    until("a waiting request", || world.wakes() == 1).await;
+    world.directory.state.send_replace(Some(Ok(vm)));
+    until("a few attempts", || world.dials() > 3).await;
+    world.place(8080, &app);
+    assert_eq!(answer.await.unwrap(), 200);
+    // One that was not woken has had its time.
+    let dials = world.dials();
+    let elsewhere = world.request("GET", "/").header("x-aws-proxy-port", "8081").body(empty()).unwrap();
+    assert_eq!(world.send(elsewhere).await.status(), 502);
+    assert_eq!(world.dials(), dials + 1);
 }
 
 #[tokio::test]
