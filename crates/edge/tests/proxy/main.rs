@@ -12,6 +12,7 @@ mod drain;
 mod http2;
 mod limits;
 mod refusals;
+mod smuggling;
 mod streaming;
 mod upgrades;
 mod waking;
