@@ -1,6 +1,7 @@
 //! Bodies on their way through. Nothing is collected: a frame is handed on before the next is read.
 
 use std::{
+    collections::VecDeque,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -28,6 +29,8 @@ pub(crate) struct Linger {
 /// moment: closing a socket with bytes unread resets it, and the client would lose the answer.
 pub(crate) struct RequestBody {
     inner: Option<Incoming>,
+    /// What comes before the rest: it was sent once already.
+    before: VecDeque<Frame<Bytes>>,
     /// It is one stream of many, with an end of its own.
     http2: bool,
     activity: Option<Arc<Activity>>,
@@ -37,12 +40,17 @@ pub(crate) struct RequestBody {
 impl RequestBody {
     /// `linger` is `None` if the client has not been told to send yet, and so will not, or if it can be told to stop.
     pub(crate) fn new(inner: Incoming, version: Version, linger: Option<Linger>) -> Self {
-        Self { inner: Some(inner), http2: version == Version::HTTP_2, activity: None, linger }
+        Self { inner: Some(inner), before: VecDeque::new(), http2: version == Version::HTTP_2, activity: None, linger }
     }
 
     /// The body of a request that had none, for its second attempt.
     pub(crate) fn none() -> Self {
-        Self { inner: None, http2: false, activity: None, linger: None }
+        Self { inner: None, before: VecDeque::new(), http2: false, activity: None, linger: None }
+    }
+
+    /// Puts what was taken from it back.
+    pub(crate) fn put_before(&mut self, frames: VecDeque<Frame<Bytes>>) {
+        self.before = frames;
     }
 
     /// From now on the bytes count for this.
@@ -56,6 +64,9 @@ impl Body for RequestBody {
     type Error = RequestError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
+        if let Some(frame) = self.before.pop_front() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
         let http2 = self.http2;
         let Some(inner) = self.inner.as_mut() else { return Poll::Ready(None) };
         let frame = match std::task::ready!(Pin::new(&mut *inner).poll_frame(cx)) {
@@ -74,11 +85,13 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Body::is_end_stream)
+        self.before.is_empty() && self.inner.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
+        let before: u64 = self.before.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
+        let rest = self.inner.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint);
+        rest.exact().map_or_else(SizeHint::default, |rest| SizeHint::with_exact(before + rest))
     }
 }
 

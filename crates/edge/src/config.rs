@@ -40,6 +40,8 @@ pub struct Limits {
     pub connections_refused: usize,
     /// Requests that may wait for one microVM to run; the next is told 429.
     pub waiting_per_microvm: usize,
+    /// Requests that may wait for microVMs to run, all together.
+    pub waiting_total: usize,
     /// Largest head of a request or a response, in bytes. Also the buffer of each direction.
     pub head_bytes: usize,
     /// Most header fields in a head.
@@ -95,6 +97,8 @@ impl Limits {
             connections_refused: 64,
             // A wake takes about a second; more clients than this will not be served well when it is done.
             waiting_per_microvm: 128,
+            // Several times what a host wakes at once; one HTTP/2 connection alone may bring a hundred requests.
+            waiting_total: 4096,
             // Eight times what common servers take. Tokens alone may be 8000 bytes.
             head_bytes: 64 * 1024,
             header_fields: 100,

@@ -1,10 +1,12 @@
-//! A request's body that is not touched before it is known that the app takes it.
+//! A request's body that is not let go before it is known that the app takes it.
 //!
 //! Two reasons to wait: the client asked whether to send it (`Expect: 100-continue`), and then the app decides; or nothing
-//! is known of the app's port yet, and the request may have to be sent once more over TLS. While nothing of the body was
-//! taken, the request can be sent again. The wait has an end in either case: most apps say nothing and just read.
+//! is known of the app's port yet, and the request may have to be sent once more over TLS. In that case the beginning is
+//! sent at once, and kept: most bodies are no longer. A body that was not let go can be sent again. The wait has an end
+//! in either case: most apps say nothing and just read.
 
 use std::{
+    collections::VecDeque,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Waker},
@@ -31,11 +33,51 @@ pub(crate) struct Deposit(Mutex<State>);
 
 #[derive(Default)]
 struct State {
+    /// What is left of it.
     body: Option<RequestBody>,
+    /// What of it was sent.
+    sent: VecDeque<Frame<Bytes>>,
+    /// How many bytes more may be sent, and kept, before it is let go.
+    may_send: usize,
     released: bool,
     /// Neither time nor the app lets it go.
     frozen: bool,
     waker: Option<Waker>,
+}
+
+enum Step {
+    Frame(Poll<Option<Result<Frame<Bytes>, RequestError>>>),
+    /// From now on it is a body as any other.
+    Go(Option<RequestBody>),
+}
+
+impl State {
+    fn poll(&mut self, cx: &mut Context<'_>, late: bool) -> Step {
+        if !self.frozen && (late || self.released) {
+            self.sent.clear();
+            return Step::Go(self.body.take());
+        }
+        self.waker = Some(cx.waker().clone());
+        if self.frozen || self.may_send == 0 {
+            return Step::Frame(Poll::Pending);
+        }
+        let Some(body) = self.body.as_mut() else { return Step::Go(None) };
+        let frame = Pin::new(body).poll_frame(cx);
+        match &frame {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    self.may_send = self.may_send.saturating_sub(data.len().max(1));
+                    self.sent.push_back(Frame::data(data.clone()));
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    self.sent.push_back(Frame::trailers(trailers.clone()));
+                }
+            }
+            // What broke off is never sent again.
+            Poll::Ready(Some(Err(_))) => self.body = None,
+            Poll::Ready(None) | Poll::Pending => {}
+        }
+        Step::Frame(frame)
+    }
 }
 
 impl Deposit {
@@ -56,7 +98,7 @@ impl Deposit {
         }
     }
 
-    /// Keeps it until it is released or taken back; `false` if it has begun already.
+    /// Keeps it until it is released or taken back; `false` if it was let go already.
     pub(crate) fn freeze(&self) -> bool {
         self.with(|state| {
             state.frozen = state.body.is_some();
@@ -64,17 +106,21 @@ impl Deposit {
         })
     }
 
-    /// The body, if nothing of it was taken yet.
+    /// The whole body, if it was not let go yet.
     pub(crate) fn take_back(&self) -> Option<RequestBody> {
-        self.with(|state| state.body.take())
+        self.with(|state| {
+            let mut body = state.body.take()?;
+            body.put_before(std::mem::take(&mut state.sent));
+            Some(body)
+        })
     }
 }
 
 impl Outgoing {
-    /// Holds the body back for this long at most.
-    pub(crate) fn held(body: RequestBody, limit: Duration) -> (Self, Arc<Deposit>) {
+    /// Holds the body back for this long at most, all but its first so many bytes (and the rest of the piece they end in).
+    pub(crate) fn held(body: RequestBody, limit: Duration, may_send: usize) -> (Self, Arc<Deposit>) {
         let size = body.size_hint();
-        let deposit = Arc::new(Deposit(Mutex::new(State { body: Some(body), ..State::default() })));
+        let deposit = Arc::new(Deposit(Mutex::new(State { body: Some(body), may_send, ..State::default() })));
         let until = Box::pin(tokio::time::sleep(limit));
         (Self::Held { deposit: Arc::clone(&deposit), until, size }, deposit)
     }
@@ -95,17 +141,13 @@ impl Body for Outgoing {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
         if let Self::Held { deposit, until, .. } = &mut *self {
             let late = until.as_mut().poll(cx).is_ready();
-            let body = deposit.with(|state| {
-                if state.frozen || !late && !state.released {
-                    state.waker = Some(cx.waker().clone());
-                    return Poll::Pending;
-                }
-                Poll::Ready(state.body.take())
-            });
-            match std::task::ready!(body) {
-                Some(body) => *self = Self::Now(body),
+            match deposit.with(|state| state.poll(cx, late)) {
+                Step::Frame(frame) => return frame,
+                Step::Go(Some(body)) => *self = Self::Now(body),
                 // It goes elsewhere; whoever gets this half of a request must not take it for a whole one.
-                None => return Poll::Ready(Some(Err(RequestError::TakenBack(h2::Reason::CANCEL.into())))),
+                Step::Go(None) => {
+                    return Poll::Ready(Some(Err(RequestError::TakenBack(h2::Reason::CANCEL.into()))));
+                }
             }
         }
         match &mut *self {

@@ -31,7 +31,7 @@ pub(crate) enum Refusal {
     PortDenied(u16),
     #[error("too many connections")]
     TooManyConnections,
-    #[error("too many requests wait for this microVM")]
+    #[error("too many requests wait for this microVM, or for all")]
     TooManyWaiting,
     #[error("the microVM is not available")]
     Unavailable(#[source] Unavailable),

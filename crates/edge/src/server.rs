@@ -96,7 +96,7 @@ impl Edge {
     ) -> Self {
         let limits = &config.limits;
         let pool = Pool::new(limits.upstream_idle, limits.upstream_idle_per_port, limits.upstream_idle_total);
-        let waiting = Waiting::new(limits.waiting_per_microvm);
+        let waiting = Waiting::new(limits.waiting_per_microvm, limits.waiting_total);
         let mut config = config;
         config.domain_suffix = config.domain_suffix.trim_matches('.').to_ascii_lowercase();
         Self {

@@ -22,8 +22,10 @@ use crate::{
 /// How long a body waits for an app that says neither "continue" nor anything else; curl waits as long.
 const CONTINUE_WITHIN: Duration = Duration::from_secs(1);
 
-/// How long a body waits to see whether the app's port, of which nothing is known, turns the head down for want of TLS.
-const DECLINED_WITHIN: Duration = Duration::from_millis(50);
+/// How long a body waits to see whether the app's port, of which nothing is known, turns the head down for want of TLS; all
+/// but its beginning, which is sent at once and kept. Most bodies do not wait at all, and the others once per port.
+const DECLINED_WITHIN: Duration = Duration::from_millis(500);
+const BEGINNING: usize = 64 * 1024;
 
 /// How long a request that waited for its microVM waits for the app's port too: an app may begin to listen when it is told
 /// that it was resumed. The real service waits as long before it gives up.
@@ -46,7 +48,7 @@ pub(crate) struct Reply {
 
 /// Sends the request to the app and returns the head of its answer.
 ///
-/// A request is sent again in these cases only, and only if nothing of its body was taken: it provably was not looked at
+/// A request is sent again in these cases only, and only if its body was not let go (`hold`): it provably was not looked at
 /// (the connection was closed before it was written, or the app says so in HTTP/2); it went in the clear to a port that
 /// proves to be TLS; or it left on a kept connection that then closed without an answer, and is of a method that may be
 /// repeated (RFC 9110, 9.2.2). The next attempt is on a new connection.
@@ -134,9 +136,13 @@ pub(crate) async fn exchange(
             continue;
         }
         let error = error.into_error();
+        if error.is_user() {
+            return Err(Refusal::Malformed("its body broke off"));
+        }
         let again = spare.and_then(|spare| spare.with(deposit.as_ref()));
+        // Even if it is too late for this request, the next will know.
         let may_repeat = kept && kept_allowed && (repeatable || refusal::was_not_looked_at(&error))
-            || !proven && again.is_some() && reach.proves_to_be_tls().await;
+            || !proven && reach.proves_to_be_tls().await;
         if kept {
             shared.pool.forget(&app);
             kept_allowed = false;
@@ -187,7 +193,8 @@ fn hold(request: Request<RequestBody>, proven: bool) -> (Request<Outgoing>, Opti
         return (request.map(Outgoing::Now), None);
     }
     let (head, body) = request.into_parts();
-    let (body, deposit) = Outgoing::held(body, if asks { CONTINUE_WITHIN } else { DECLINED_WITHIN });
+    let (limit, may_send) = if asks { (CONTINUE_WITHIN, 0) } else { (DECLINED_WITHIN, BEGINNING) };
+    let (body, deposit) = Outgoing::held(body, limit, may_send);
     let mut request = Request::from_parts(head, body);
     let release = Arc::clone(&deposit);
     on_informational(&mut request, move |response| {

@@ -1,4 +1,4 @@
-//! How many requests wait for one microVM.
+//! How many requests wait for one microVM, and for all.
 
 use std::{
     collections::HashMap,
@@ -7,10 +7,17 @@ use std::{
 
 use api::ids::MicrovmId;
 
-/// The queue's length per microVM; those nobody waits for take no room.
+/// The queues' lengths; those nobody waits for take no room.
 pub(crate) struct Waiting {
-    limit: usize,
-    counts: Mutex<HashMap<MicrovmId, usize>>,
+    per_microvm: usize,
+    total: usize,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counts {
+    microvms: HashMap<MicrovmId, usize>,
+    all: usize,
 }
 
 /// A place among those who wait, given up when dropped.
@@ -20,23 +27,24 @@ pub(crate) struct Place<'a> {
 }
 
 impl Waiting {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { limit, counts: Mutex::default() }
+    pub(crate) fn new(per_microvm: usize, total: usize) -> Self {
+        Self { per_microvm, total, counts: Mutex::default() }
     }
 
-    // A count is changed in one step, so a poisoned lock is still good.
-    fn counts(&self) -> MutexGuard<'_, HashMap<MicrovmId, usize>> {
+    // No panic can leave the counts half-changed, so a poisoned lock is still good.
+    fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `None` if too many wait already.
     pub(crate) fn enter(&self, microvm: MicrovmId) -> Option<Place<'_>> {
         let mut counts = self.counts();
-        let count = counts.get(&microvm).copied().unwrap_or(0);
-        if count >= self.limit {
+        let count = counts.microvms.get(&microvm).copied().unwrap_or(0);
+        if count >= self.per_microvm || counts.all >= self.total {
             return None;
         }
-        counts.insert(microvm, count + 1);
+        counts.microvms.insert(microvm, count + 1);
+        counts.all += 1;
         Some(Place { waiting: self, microvm })
     }
 }
@@ -44,10 +52,11 @@ impl Waiting {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut counts = self.waiting.counts();
-        if let Some(count) = counts.get_mut(&self.microvm) {
+        counts.all -= 1;
+        if let Some(count) = counts.microvms.get_mut(&self.microvm) {
             *count -= 1;
             if *count == 0 {
-                counts.remove(&self.microvm);
+                counts.microvms.remove(&self.microvm);
             }
         }
     }
@@ -59,13 +68,22 @@ mod tests {
 
     #[test]
     fn each_microvm_has_its_own_places() {
-        let waiting = Waiting::new(1);
+        let waiting = Waiting::new(1, 2);
         let (one, other) = (MicrovmId::random(), MicrovmId::random());
         let place = waiting.enter(one).unwrap();
         assert!(waiting.enter(one).is_none());
         assert!(waiting.enter(other).is_some());
         drop(place);
         assert!(waiting.enter(one).is_some());
-        assert!(waiting.counts().is_empty());
+        assert_eq!(*waiting.counts(), Counts::default());
+    }
+
+    #[test]
+    fn there_is_an_end_to_all_places() {
+        let waiting = Waiting::new(1, 2);
+        let places = [MicrovmId::random(), MicrovmId::random()].map(|microvm| waiting.enter(microvm).unwrap());
+        assert!(waiting.enter(MicrovmId::random()).is_none());
+        drop(places);
+        assert!(waiting.enter(MicrovmId::random()).is_some());
     }
 }

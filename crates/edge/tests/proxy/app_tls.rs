@@ -1,8 +1,11 @@
 //! Apps that speak TLS, which nobody has told the edge.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use http::{Request, Response, Version};
@@ -14,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::{
     servers::{self, App},
-    support::{Body, World, empty, full, text},
+    support::{Body, World, counted, empty, full, text},
 };
 
 /// What a TLS server does with a request in the clear.
@@ -23,6 +26,8 @@ enum InTheClear {
     Alert,
     HangUp,
     BadRequest,
+    /// After longer than a body is held.
+    HangUpLate,
 }
 
 fn acceptor(alpn: &[&str]) -> TlsAcceptor {
@@ -79,6 +84,7 @@ async fn in_the_clear(manner: InTheClear, acceptor: TlsAcceptor, mut socket: Tcp
     match manner {
         InTheClear::Alert => assert!(acceptor.accept(socket).await.is_err()),
         InTheClear::HangUp => {}
+        InTheClear::HangUpLate => tokio::time::sleep(Duration::from_millis(900)).await,
         InTheClear::BadRequest => {
             let words = "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
             socket.write_all(words.as_bytes()).await.unwrap();
@@ -110,6 +116,22 @@ async fn an_app_that_speaks_tls_is_found_out_whatever_it_says_to_those_who_do_no
             assert_eq!(ask(&world, "GET", empty()).await, (200, format!("{version} ")), "{what}");
             assert_eq!((clear.load(Ordering::SeqCst), app.requests()), (1, 3), "{what}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_sent_again_whether_it_is_long_or_the_app_is_slow() {
+    let long = || counted(64, Arc::default());
+    for (manner, body, seen) in [
+        (InTheClear::Alert, long(), 4 << 20),
+        (InTheClear::HangUp, long(), 4 << 20),
+        (InTheClear::HangUpLate, full("body"), 4),
+    ] {
+        let world = World::new().await;
+        let app = tls_app(&[], manner, Arc::default()).await;
+        world.place(8080, &app);
+        let (status, answer) = ask(&world, "POST", body).await;
+        assert_eq!((status, answer.len()), (200, "HTTP/1.1 ".len() + seen), "{manner:?}");
     }
 }
 
@@ -162,14 +184,13 @@ async fn an_app_in_the_clear_sees_no_handshake_unless_it_answers_like_one_that_w
     assert_eq!(ask("/good", "8080").await, (200, "body".into()));
     assert_eq!(ask("/bad", "8080").await, (400, "body".into()));
     assert_eq!(handshakes.load(Ordering::SeqCst), 0);
-    // A body that was sent cannot be sent again, so nothing is to be gained.
     assert_eq!(ask("/bad", "8081").await, (400, "body".into()));
-    assert_eq!(handshakes.load(Ordering::SeqCst), 0);
+    assert_eq!(handshakes.load(Ordering::SeqCst), 1);
     world.place(8082, &app);
     for _ in 0..2 {
         let request = world.request("GET", "/bad").header("x-aws-proxy-port", "8082").body(empty()).unwrap();
         assert_eq!(world.send(request).await.status(), 400);
-        assert_eq!(handshakes.load(Ordering::SeqCst), 1);
+        assert_eq!(handshakes.load(Ordering::SeqCst), 2);
     }
 }
 
