@@ -14,6 +14,7 @@ readonly boto3=1.44.5
 readonly for_tests=${1:-}
 readonly awscli=1.46.3
 readonly javascript_sdk=3.1131.0
+readonly grpcio=1.85.3 websockets=17.4
 packages=(
   # runs microVMs
   qemu-system-x86 nftables iproute2 kmod e2fsprogs
@@ -31,7 +32,7 @@ if [[ $for_tests ]]; then
   # A Node.js from elsewhere comes with an npm that Debian's does not go with.
   command -v node >/dev/null || packages+=(nodejs)
   command -v npm >/dev/null || packages+=(npm)
-  steps=8
+  steps=9
 fi
 readonly packages steps
 step=0
@@ -112,6 +113,19 @@ add_aws_cli() {
   echo "$awscli" >target/venv/pilotlight-awscli
 }
 
+# For the tests' clients, and as wheels for the servers in their image, whose Python is that of Debian 12.
+add_protocols() {
+  local key="grpcio==$grpcio websockets==$websockets"
+  ! stamped target/venv/pilotlight-protocols "$key" || return 0
+  rm -rf target/wheels
+  # shellcheck disable=SC2086 # two words
+  target/venv/bin/python -m pip install --quiet --disable-pip-version-check $key
+  # shellcheck disable=SC2086
+  target/venv/bin/python -m pip download --quiet --disable-pip-version-check --dest target/wheels --only-binary :all: \
+    --python-version 3.11 --platform manylinux2014_x86_64 $key
+  echo "$key" >target/venv/pilotlight-protocols
+}
+
 # The tests ask of Node.js what Debian 12 has, and of the network only the registry.
 make_node_modules() {
   local key
@@ -154,6 +168,9 @@ run "AWS's SDK for Python in target/venv" "pip could not install boto3 $boto3: c
 [[ $for_tests ]] || exit 0
 run "AWS's command line in target/venv" "pip could not install awscli $awscli: check the network, then try again" \
   add_aws_cli
+run "gRPC and WebSocket for Python in target/venv and target/wheels" \
+  "pip could not fetch grpcio $grpcio and websockets $websockets: check the network, then try again" \
+  add_protocols
 run "AWS's SDK for JavaScript in target/node" \
   "npm could not install @aws-sdk/client-lambda-microvms $javascript_sdk: check the network, then try again" \
   make_node_modules

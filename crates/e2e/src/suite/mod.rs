@@ -17,6 +17,7 @@ mod idle;
 mod images;
 mod isolation;
 mod life;
+mod protocols;
 mod restores;
 mod soak;
 mod survival;
@@ -55,6 +56,7 @@ pub fn trials() -> Vec<Trial> {
         isolation::TESTS,
         hostile::TESTS,
         edge::TESTS,
+        protocols::TESTS,
         api::TESTS,
         tags::TESTS,
         access::TESTS,
