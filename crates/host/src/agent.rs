@@ -156,6 +156,8 @@ impl Agent {
         let exchange = async {
             self.requests.send((body, send)).await.map_err(|_| AgentError::Closed)?;
             tokio::select! {
+                // An answer that came counts, even if the connection ended with it.
+                biased;
                 reply = receive => reply.map_err(|_| AgentError::Closed),
                 () = self.closed.cancelled() => Err(AgentError::Closed),
             }

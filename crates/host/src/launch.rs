@@ -189,6 +189,7 @@ impl Restored {
             }
         };
         tokio::select! {
+            biased;
             agent = tokio::time::timeout(GREET_TIME_MAX, attempts) => {
                 agent.map_err(|_| LaunchError::Silent { seconds: GREET_TIME_MAX.as_secs() })
             }

@@ -86,8 +86,10 @@ impl Machine {
     /// Returns when the VM ends by itself.
     pub async fn ended(&self, platform: &dyn Platform) -> End {
         let report = tokio::select! {
-            report = self.vm.exited() => report,
+            // If both have ended, the app's end says more.
+            biased;
             end = self.app_ended() => return End::App(end),
+            report = self.vm.exited() => report,
             never = self.mind_the_disk(platform) => match never {},
         };
         End::Vmm(report, self.console.last_words().await)

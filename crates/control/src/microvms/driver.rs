@@ -152,6 +152,8 @@ impl Driver {
         };
         let draining = self.shared.draining.clone();
         tokio::select! {
+            // What has happened comes before what is asked, and that before what time asks.
+            biased;
             outcome = outcome_of(&mut self.in_progress) => {
                 if let Some(InProgress { verb, .. }) = self.in_progress.take() {
                     self.finished(verb, outcome).await;
