@@ -14,6 +14,8 @@ use api::timestamp::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
 use uuid::Uuid;
 
+use crate::config::Simulation;
+
 /// Where the kernel tells which boot this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -81,6 +83,7 @@ impl FromStr for BootTime {
 #[derive(Debug)]
 pub(crate) struct Clock {
     boot: Option<Uuid>,
+    simulation: Option<Simulation>,
     /// By how many milliseconds a test has set the wall clock forward.
     #[cfg(test)]
     pub(crate) set_forward_ms: std::sync::atomic::AtomicI64,
@@ -95,6 +98,7 @@ impl Clock {
         }
         Self {
             boot,
+            simulation: None,
             #[cfg(test)]
             set_forward_ms: 0.into(),
         }
@@ -103,11 +107,25 @@ impl Clock {
     /// The clocks of a boot that a test chooses.
     #[cfg(test)]
     pub(crate) fn of_boot(boot: Uuid, set_forward_ms: i64) -> Self {
-        Self { boot: Some(boot), set_forward_ms: set_forward_ms.into() }
+        Self { boot: Some(boot), simulation: None, set_forward_ms: set_forward_ms.into() }
+    }
+
+    /// The clocks of a simulation: one for both, of a boot that never ends.
+    pub(crate) fn simulated(simulation: Simulation) -> Self {
+        Self {
+            boot: Some(Uuid::nil()),
+            simulation: Some(simulation),
+            #[cfg(test)]
+            set_forward_ms: 0.into(),
+        }
     }
 
     /// Now.
     pub(crate) fn now(&self) -> Moment {
+        if let Some(simulation) = &self.simulation {
+            let ms = Timestamp::from((simulation.now)()).unix_ms();
+            return Moment { unix_ms: ms, boot: self.boot.map(|boot| BootTime { boot, ms }) };
+        }
         let unix_ms = Timestamp::from(SystemTime::now()).unix_ms();
         #[cfg(test)]
         let unix_ms = unix_ms.saturating_add(self.set_forward_ms.load(std::sync::atomic::Ordering::Relaxed));

@@ -1,11 +1,15 @@
 //! What can be set.
 
-use std::time::Duration;
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use api::connectors::Networks;
 use serde::{Deserialize, Serialize};
 
-use crate::Lifecycle;
+use crate::{Lifecycle, store::Gauge};
 
 /// How much of everything there can be. What would be more is refused with `ServiceQuotaExceededException`. Memory and
 /// disk that the machine does not have are another matter: those are `InsufficientCapacityException`.
@@ -45,6 +49,21 @@ impl Default for Quotas {
     }
 }
 
+/// What a simulation puts in place of the machine's.
+#[derive(Clone)]
+pub struct Simulation {
+    /// What time it is.
+    pub now: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+    /// Learns whether the database is in use.
+    pub gauge: Gauge,
+}
+
+impl fmt::Debug for Simulation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Simulation").field("gauge", &self.gauge).finish_non_exhaustive()
+    }
+}
+
 /// Control's settings. Times and limits that are not here are not meant to be changed.
 #[derive(Debug, Clone)]
 pub struct ControlConfig {
@@ -71,6 +90,8 @@ pub struct ControlConfig {
     /// How long the record of a microVM that has ended can be seen. The real service shows it for 10 to 20 minutes at
     /// least; an hour is enough to look into what happened.
     pub terminated_kept: Duration,
+    /// Only where everything is simulated.
+    pub simulation: Option<Simulation>,
 }
 
 impl Default for ControlConfig {
@@ -89,6 +110,7 @@ impl Default for ControlConfig {
             wake_time_max: Duration::from_secs(150),
             lifecycle: Lifecycle::default(),
             terminated_kept: Duration::from_secs(3600),
+            simulation: None,
         }
     }
 }

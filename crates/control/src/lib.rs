@@ -43,9 +43,9 @@ use tracing::warn;
 
 use self::{clock::Clock, microvms::registry::Registry, recovery::RecoverError, shared::Shared, store::Store};
 pub use self::{
-    config::{ControlConfig, Quotas},
+    config::{ControlConfig, Quotas, Simulation},
     lifecycle::{ImageLifecycle, Lifecycle, LifecycleError},
-    store::StoreError,
+    store::{Gauge, StoreError},
 };
 
 /// How long tasks that were told to end where they are get for it.
@@ -76,7 +76,8 @@ impl Control {
         host: SharedHost,
         token_key: Arc<TokenKey>,
     ) -> Result<Arc<Self>, OpenError> {
-        Self::open_by(Clock::of_this_boot(), config, database, host, token_key).await
+        let clock = config.simulation.clone().map_or_else(Clock::of_this_boot, Clock::simulated);
+        Self::open_by(clock, config, database, host, token_key).await
     }
 
     async fn open_by(
@@ -86,7 +87,8 @@ impl Control {
         host: SharedHost,
         token_key: Arc<TokenKey>,
     ) -> Result<Arc<Self>, OpenError> {
-        let store = Store::open(database).await.map_err(OpenError::Store)?;
+        let gauge = config.simulation.as_ref().map(|simulation| simulation.gauge.clone()).unwrap_or_default();
+        let store = Store::open_with(database, &gauge).await.map_err(OpenError::Store)?;
         let shared = Arc::new(Shared {
             builds: Arc::new(Semaphore::new(config.builds_concurrent_max)),
             config,

@@ -7,6 +7,7 @@ use api::{
     token::TokenKey,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -114,6 +115,15 @@ impl Edge {
                 cut: CancellationToken::new(),
             }),
         }
+    }
+
+    /// Serves one HTTP/1.1 connection that was accepted elsewhere and is plain by now, until it ends: for whoever has a way in of
+    /// their own, such as a simulation without sockets. The limit on connections does not count it.
+    pub async fn serve_connection(&self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+        let place = || Arc::new(Semaphore::new(1)).try_acquire_owned().expect("nobody else knows this semaphore");
+        let places = Places { _accepted: place(), served: Some(place()) };
+        let (version, never) = (http::Version::HTTP_11, CancellationToken::new());
+        connection::exchange(Arc::clone(&self.shared), io, version, None, places, never).await;
     }
 
     /// Listens on these addresses; all of them, or none. `*.localhost` may resolve to either loopback address, so both

@@ -7,7 +7,7 @@
 //! api::directory::Dialer ─► a byte stream to an app, through the agent
 //! ```
 //!
-//! All of it stands on a `platform::Platform`: `system` is this machine's, with its VMM and its network namespaces.
+//! All of it stands on a [`platform::Platform`]: `system` is this machine's, with its VMM and its network namespaces.
 //!
 //! A machine is a VM that runs; its process outlives this one. The module `files` says what lies where and which renames
 //! decide what is true.
@@ -28,7 +28,7 @@ mod log;
 mod machine;
 mod manifest;
 pub mod network;
-mod platform;
+pub mod platform;
 mod prefetch;
 mod reconcile;
 mod saved;

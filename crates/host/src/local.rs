@@ -51,9 +51,19 @@ impl LocalHost {
     pub async fn start(config: HostConfig) -> Result<Arc<Self>, StartError> {
         make_directories(&config).await?;
         let platform = Arc::new(System::start(config.clone()).await?);
+        Ok(Self::over(config, platform))
+    }
+
+    /// The same over another platform than this machine's own.
+    pub async fn start_over(config: HostConfig, platform: Arc<dyn Platform>) -> Result<Arc<Self>, StartError> {
+        make_directories(&config).await?;
+        Ok(Self::over(config, platform))
+    }
+
+    fn over(config: HostConfig, platform: Arc<dyn Platform>) -> Arc<Self> {
         // Unbounded, but each running microVM puts in one event at most.
         let (events, next_event) = mpsc::unbounded_channel();
-        Ok(Arc::new_cyclic(|itself| Self {
+        Arc::new_cyclic(|itself| Self {
             config,
             platform,
             machines: Mutex::default(),
@@ -61,7 +71,7 @@ impl LocalHost {
             events,
             next_event: tokio::sync::Mutex::new(next_event),
             itself: itself.clone(),
-        }))
+        })
     }
 
     /// Lets go of everything but the running microVMs, which stay, with their packet rules, for the

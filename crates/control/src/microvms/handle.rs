@@ -2,11 +2,14 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering, fence},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use api::ids::{EndpointId, MicrovmId, VmId};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot, watch},
+    time::Instant,
+};
 
 use super::{
     admission::{Admission, Refusal, Request, admit},

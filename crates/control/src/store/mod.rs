@@ -4,6 +4,7 @@
 pub(crate) mod audit;
 pub(crate) mod connector_uses;
 pub(crate) mod connectors;
+mod gauge;
 pub(crate) mod iam;
 pub(crate) mod images;
 pub(crate) mod microvms;
@@ -11,6 +12,7 @@ pub(crate) mod tokens;
 
 use std::{io, os::unix::fs::OpenOptionsExt, path::Path, str::FromStr, time::Duration};
 
+pub use self::gauge::Gauge;
 use sqlx::{
     Sqlite, SqliteConnection, SqlitePool, Transaction,
     migrate::{Migration, MigrationType, Migrator},
@@ -84,11 +86,24 @@ pub enum StoreError {
 pub(crate) struct Store {
     writer: SqlitePool,
     reader: SqlitePool,
+    gauge: Gauge,
 }
 
 impl Store {
     /// Opens the database, making and migrating it as needed.
     pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_with(path, &Gauge::default()).await
+    }
+
+    /// The same, with a gauge that tells from now on whether it is in use.
+    pub(crate) async fn open_with(path: &Path, gauge: &Gauge) -> Result<Self, StoreError> {
+        let _changing = gauge.changing();
+        let store = Self::open_pools(path, gauge).await?;
+        gauge.watch([store.writer.clone(), store.reader.clone()]);
+        Ok(store)
+    }
+
+    async fn open_pools(path: &Path, gauge: &Gauge) -> Result<Self, StoreError> {
         let shown = || path.display().to_string();
         // Made here, and not by SQLite, for its mode: it holds environment variables and hook payloads. SQLite gives
         // its companion files the same mode.
@@ -119,31 +134,36 @@ impl Store {
         migrations().run(&writer).await.map_err(|source| StoreError::Migrate { path: shown(), source })?;
         drop(turn);
         let reader = pool(READERS).connect_with(options.pragma("query_only", "1")).await.map_err(open)?;
-        Ok(Self { writer, reader })
+        Ok(Self { writer, reader, gauge: gauge.clone() })
     }
 
     /// A connection to read with.
     pub(crate) async fn read(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
+        self.gauge.turn().await;
         self.reader.acquire().await.map_err(failed("get a connection"))
     }
 
     /// A transaction that reads: all it sees is as of one moment.
     pub(crate) async fn moment(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        self.gauge.turn().await;
         self.reader.begin().await.map_err(failed("begin to read"))
     }
 
     /// The connection that writes, for one statement that is its own transaction.
     pub(crate) async fn write(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
+        self.gauge.turn().await;
         self.writer.acquire().await.map_err(failed("get a connection"))
     }
 
     /// A transaction that writes; rolled back unless committed.
     pub(crate) async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        self.gauge.turn().await;
         self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed("begin a transaction"))
     }
 
     /// Closes every connection.
     pub(crate) async fn close(&self) {
+        let _changing = self.gauge.changing();
         self.reader.close().await;
         self.writer.close().await;
     }
