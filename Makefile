@@ -6,6 +6,9 @@ ONLY ?=
 # How often `make soak` suspends and wakes.
 CYCLES ?= 1000
 
+# Which history `make sim` plays: make sim SEED=7
+SEED ?= 1
+
 # How long `make fuzz` stays with each target, and with which: make fuzz SECONDS=3600 FUZZ=snapshot:fuzz::layer::a_layer_may_be_anything
 SECONDS ?= 60
 FUZZ ?= \
@@ -19,7 +22,7 @@ FUZZ ?= \
 	vmm:fuzz::a_record_may_be_anything \
 	vmm:fuzz::an_answer_of_firecracker_may_be_anything
 
-.PHONY: setup setup-tests demo test lint fuzz bench soak clean
+.PHONY: setup setup-tests demo test sim lint fuzz bench soak clean
 
 setup:
 	@scripts/setup.sh
@@ -34,8 +37,13 @@ demo: setup
 # once more.
 test: setup-tests
 	cargo test --release --workspace
+	target/release/sim-failpoints histories
 	target/release/conformance
 	target/release/e2e
+
+# One history of those that `make test` plays, and everything that happens in it.
+sim: setup-tests
+	target/release/sim-failpoints history $(SEED)
 
 lint:
 	cargo fmt --check

@@ -76,9 +76,11 @@ build_binaries() {
   # All at once, as `cargo test` will: a crate alone may want other features of what it depends on, and build it again.
   [[ ! $for_tests ]] || crates=(--workspace --exclude guest)
   cargo build --release --bins "${crates[@]}"
-  # The server that dies where the fault test says. The same crates as above, so that what they depend on is built once.
+  # The servers that die where the fault test and the histories say. The same crates as above, so that what they depend on
+  # is built once.
   [[ ! $for_tests ]] ||
-    cargo build --release --bin pilotlight-failpoints --features pilotlight/failpoints "${crates[@]}"
+    cargo build --release --bin pilotlight-failpoints --bin sim-failpoints \
+      --features pilotlight/failpoints,sim/failpoints "${crates[@]}"
   # Static, because inside a microVM there is nothing to link to; in a directory of its own, because the flags differ.
   local flags=CARGO_TARGET_${triple//-/_}_RUSTFLAGS
   env "${flags^^}=-C target-feature=+crt-static" \

@@ -1,78 +1,9 @@
-//! `sim serve`: the whole server over pretend VMs. At its API and its endpoints it behaves like `pilotlight serve`.
+//! The command.
 
 #![forbid(unsafe_code)]
 
-use std::{process::ExitCode, time::Duration};
-
-use api::host::Layout;
-use clap::{Args, Parser, Subcommand};
-use control::{ControlConfig, Quotas};
-use pilotlight::{
-    cli::ServeArguments,
-    config::Config,
-    server::{self, Guests},
-};
-use sim::{Delays, PretendHost};
-
-#[derive(Debug, Parser)]
-#[command(name = "sim", version)]
-struct Cli {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Debug, Subcommand)]
-enum Verb {
-    /// Serve the API, the endpoints of microVMs, and S3 for code artifacts.
-    Serve(Box<Arguments>),
-}
-
-#[derive(Debug, Args)]
-struct Arguments {
-    #[command(flatten)]
-    serve: ServeArguments,
-    /// How long a pretend build takes, after its artifact has been unpacked, in milliseconds.
-    #[arg(long, default_value_t = 50)]
-    build_ms: u64,
-    /// How long each pretend run, suspend, resume and terminate takes, in milliseconds.
-    #[arg(long, default_value_t = 5)]
-    verb_ms: u64,
-    /// MicroVMs there can be that have not ended.
-    #[arg(long, default_value_t = Quotas::default().microvms)]
-    microvms_max: u32,
-}
+use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let Verb::Serve(arguments) = Cli::parse().verb;
-    match serve(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("sim: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn serve(arguments: &Arguments) -> anyhow::Result<()> {
-    let config = Config::load(&arguments.serve)?;
-    server::log_to_stderr();
-    let delays =
-        Delays { build: Duration::from_millis(arguments.build_ms), verb: Duration::from_millis(arguments.verb_ms) };
-    // Tests make more than a machine would hold, several at once.
-    let limits = ControlConfig {
-        quotas: Quotas {
-            images: 10_000,
-            builds: 100,
-            microvms: arguments.microvms_max,
-            memory_mib: u64::from(u32::MAX),
-            ..Quotas::default()
-        },
-        builds_concurrent_max: 4,
-        ..ControlConfig::default()
-    };
-    let guests = Guests { name: "pretend VMs".to_owned(), because: "this is the simulation".to_owned() };
-    server::run(&config, limits, &guests, async |artifacts| {
-        let host = PretendHost::new(Layout { data: config.data_dir.clone() }, artifacts, delays);
-        Ok((host, std::future::ready(())))
-    })
+    sim::command()
 }

@@ -25,7 +25,20 @@ const TABLE: &[(&str, Edges)] = &[
     ("edge", Edges::Exactly(&["api"])),
     ("guest", Edges::Exactly(&["guest-protocol"])),
     ("pilotlight", Edges::Among(&["api", "builder", "control", "edge", "guest-protocol", "host", "snapshot", "vmm"])),
-    ("sim", Edges::Exactly(&["api", "builder", "control", "pilotlight"])),
+    (
+        "sim",
+        Edges::Exactly(&[
+            "api",
+            "builder",
+            "control",
+            "edge",
+            "failpoint",
+            "guest-protocol",
+            "host",
+            "pilotlight",
+            "vmm",
+        ]),
+    ),
     ("e2e", Edges::Among(&["api", "builder", "failpoint", "guest-protocol", "snapshot", "vmm"])),
     ("xtask", Edges::Among(&[])),
 ];
