@@ -14,7 +14,7 @@ use std::{io, os::unix::fs::OpenOptionsExt, path::Path, str::FromStr, time::Dura
 
 pub use self::gauge::Gauge;
 use sqlx::{
-    Sqlite, SqliteConnection, SqlitePool, Transaction,
+    Connection as _, Sqlite, SqliteConnection, SqlitePool, Transaction,
     migrate::{Migration, MigrationType, Migrator},
     pool::PoolConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -119,8 +119,16 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(WAIT_MAX)
             .foreign_keys(true);
-        let pool =
-            |size: u32| SqlitePoolOptions::new().max_connections(size).min_connections(1).acquire_timeout(WAIT_MAX);
+        let pool = |size: u32| {
+            let options = SqlitePoolOptions::new().max_connections(size).min_connections(1);
+            // On a full disk SQLite rolls a transaction back by itself. The library then takes it for one that still goes on, and
+            // would begin no other on this connection, which makes way for a new one.
+            let options = options.before_acquire(|connection, _| {
+                let sound = !connection.is_in_transaction();
+                Box::pin(async move { Ok(sound) })
+            });
+            options.acquire_timeout(WAIT_MAX)
+        };
         let open = |source| StoreError::Open { path: shown(), source };
         // A server that starts and a command beside it may both find tables to make: one at a time.
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -253,4 +261,26 @@ pub(crate) async fn forget_architectures(database: &Path) {
         sqlx::query(sql).execute(&mut *connection).await.expect(sql);
     }
     store.close().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a full disk does: SQLite takes the transaction back by itself, and the next one must be able to begin.
+    #[tokio::test]
+    async fn a_full_disk_costs_one_transaction() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("state.db")).await.unwrap();
+        let mut transaction = store.begin().await.unwrap();
+        sqlx::query("PRAGMA max_page_count = 1").execute(&mut *transaction).await.unwrap();
+        let filling = "INSERT INTO audit_lines (line) VALUES (hex(randomblob(100000)))";
+        let full = sqlx::query(filling).execute(&mut *transaction).await.expect_err("there is no room");
+        assert_eq!(full.as_database_error().and_then(|error| error.code()).as_deref(), Some("13"));
+        drop(transaction);
+        for _ in 0..2 {
+            commit(store.begin().await.expect("another begins")).await.unwrap();
+        }
+        store.close().await;
+    }
 }
