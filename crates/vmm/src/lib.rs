@@ -8,7 +8,7 @@
 //!                ▼
 //!   boot ─► running ◄─ resume/pause ─► paused ─► snapshot_full | snapshot_incremental ─► kill
 //!                                        ▲
-//!   restore(state, changed pages) ───────┘
+//!   prepare ─► load(state, changed pages) ┘   or both as one: restore
 //! ```
 //!
 //! A VM's memory is a file. While a version's base is made the file *is* the guest's memory
@@ -50,6 +50,6 @@ pub use procfs::find_strays;
 pub use qemu::{VersionError, qemu_version};
 pub use record::RecordError;
 pub use spec::{Accel, Arch, Capabilities, Disk, Driver, MemoryBacking, Network, SpecError, VmSpec};
-pub use start::{BoxError, ChangedPages, StartError, WriteAll, WritePage};
+pub use start::{BoxError, ChangedPages, Prepared, StartError, WriteAll, WritePage};
 pub use usage::Usage;
 pub use vm::{AttachError, Console, ControlError, KillError, RunState, SaveError, Vm};

@@ -124,12 +124,12 @@ impl Unwatched {
 
     /// Begins to watch the process. To be called within a runtime.
     pub(crate) fn watch(mut self, dir: &Path) -> io::Result<Process> {
-        let log = pipe::Receiver::from_owned_fd(self.log)?;
+        let words = pipe::Receiver::from_owned_fd(self.log)?;
         let pidfd = self.child.pidfd.as_ref().expect("taken only here").try_clone()?;
         let ended = sys::watch_fd(pidfd.try_clone()?)?;
         let child = self.child.pidfd.take();
-        let log_path = dir.join(self.log_name);
-        let process = Process::watch(&self.identity, pidfd, ended, child, Some(log), log_path);
+        let log = LogFile::in_dir(dir, self.log_name)?;
+        let process = Process::watch(&self.identity, pidfd, ended, child, Some(words), log);
         Ok(Process { jail_time: Some(self.jail_time), ..process })
     }
 }
@@ -159,18 +159,18 @@ impl Process {
         pidfd: OwnedFd,
         ended: AsyncFd<OwnedFd>,
         child: Option<OwnedFd>,
-        log: Option<pipe::Receiver>,
-        log_path: PathBuf,
+        words: Option<pipe::Receiver>,
+        log: LogFile,
     ) -> Self {
         let (publish, exit) = watch::channel(None);
         let blame = Arc::new(OnceLock::new());
-        let watched = Watched { child, log_path, cgroup: identity.cgroup.clone(), blame: Arc::clone(&blame) };
-        tokio::spawn(supervise(ended, watched, log, publish));
+        let watched = Watched { child, log, cgroup: identity.cgroup.clone(), blame: Arc::clone(&blame) };
+        tokio::spawn(supervise(ended, watched, words, publish));
         Self { pid: identity.pid, pidfd: Arc::new(pidfd), exit, blame, jail_time: None }
     }
 
     /// Watches a process that an earlier daemon, or another handle, started; `None` if it is gone.
-    pub(crate) fn adopt(identity: &Identity, log_path: PathBuf) -> io::Result<Option<Self>> {
+    pub(crate) fn adopt(identity: &Identity, dir: &Path, log_name: &'static str) -> io::Result<Option<Self>> {
         if identity.boot_id != procfs::boot_id()? {
             return Ok(None);
         }
@@ -185,9 +185,9 @@ impl Process {
             return Ok(None);
         }
         // Its standard error is a pipe whose reader may be gone; a pipe can be opened again for reading.
-        let log = reopen_pipe(pid, 2).ok();
+        let words = reopen_pipe(pid, 2).ok();
         let ended = sys::watch_fd(pidfd.try_clone()?)?;
-        Ok(Some(Self::watch(identity, pidfd, ended, None, log, log_path)))
+        Ok(Some(Self::watch(identity, pidfd, ended, None, words, LogFile::in_dir(dir, log_name)?)))
     }
 
     /// As [`Process::kill`]; the report of its end says why.
@@ -289,22 +289,38 @@ pub(crate) fn kill_pidfd(pidfd: &OwnedFd) -> io::Result<()> {
 struct Watched {
     /// To be reaped, if it is our child.
     child: Option<OwnedFd>,
-    log_path: PathBuf,
+    log: LogFile,
     cgroup: Option<PathBuf>,
     blame: Arc<OnceLock<&'static str>>,
+}
+
+/// Where a VMM's words go: a file of a directory that is held, because it may be renamed under a process that waits.
+struct LogFile {
+    dir: OwnedFd,
+    name: &'static str,
+}
+
+impl LogFile {
+    fn in_dir(dir: &Path, name: &'static str) -> io::Result<Self> {
+        Ok(Self { dir: open_dir(dir)?, name })
+    }
+
+    fn path(&self) -> PathBuf {
+        through(&self.dir, self.name)
+    }
 }
 
 /// Keeps the log, waits for the end, reaps, reports.
 async fn supervise(
     ended: AsyncFd<OwnedFd>,
     watched: Watched,
-    log: Option<pipe::Receiver>,
+    words: Option<pipe::Receiver>,
     publish: watch::Sender<Option<ExitReport>>,
 ) {
-    let path = watched.log_path.clone();
+    let path = watched.log.path();
     let keep_log = async move {
-        if let Some(log) = log
-            && let Err(error) = copy_log(log, &path).await
+        if let Some(words) = words
+            && let Err(error) = copy_log(words, &path).await
         {
             tracing::debug!(%error, path = %path.display(), "a VMM's log is not kept");
         }
@@ -339,7 +355,7 @@ impl Watched {
             signal: status.as_ref().and_then(|status| status.terminating_signal()),
             out_of_memory,
             blame: self.blame.get().copied(),
-            log_tail: tail(&self.log_path).unwrap_or_default(),
+            log_tail: tail(&self.log.path()).unwrap_or_default(),
         }
     }
 }

@@ -9,8 +9,8 @@ use crate::memory::MemoryError;
 use crate::process::{ExitReport, Process};
 use crate::record::VmRecord;
 use crate::spec::{Driver, SpecError, VmSpec};
-use crate::vm::{Control, Vm};
-use crate::{firecracker, qemu};
+use crate::vm::{Control, KillError, Vm};
+use crate::{firecracker, qemu, vm};
 
 /// Writes pages: offset in guest memory, contents.
 pub type WritePage<'a> = dyn FnMut(u64, &[u8]) -> io::Result<()> + 'a;
@@ -58,13 +58,17 @@ impl Vm {
         stood_still: Duration,
         pages: Option<ChangedPages>,
     ) -> Result<Vm, StartError> {
+        Self::prepare(spec).await?.load(spec, state, stood_still, pages).await
+    }
+
+    /// Does of a restore what needs no saved state: QEMU is started, which is the longer part; Firecracker, which is there
+    /// in milliseconds, is not.
+    pub async fn prepare(spec: &VmSpec) -> Result<Prepared, StartError> {
         spec.check()?;
-        Ok(match spec.driver {
-            Driver::Qemu => Self::started(spec, qemu::restore(spec, state, stood_still, pages).await?, Control::Qemu),
-            Driver::Firecracker => {
-                Self::started(spec, firecracker::restore(spec, state, pages).await?, Control::Firecracker)
-            }
-        })
+        Ok(Prepared(match spec.driver {
+            Driver::Qemu => Some(qemu::Waiting::start(spec).await?),
+            Driver::Firecracker => None,
+        }))
     }
 
     fn started<T>(spec: &VmSpec, (process, record, driver): (Process, VmRecord, T), wrap: fn(T) -> Control) -> Self {
@@ -72,7 +76,42 @@ impl Vm {
     }
 }
 
+/// A restore that has begun, and waits for the machine it is to be. Dropped, nothing is left of it but files.
+#[derive(Debug)]
+pub struct Prepared(Option<qemu::Waiting>);
+
+impl Prepared {
+    /// Whether its process has ended, so that it is good for nothing any more.
+    pub fn has_exited(&self) -> bool {
+        self.0.as_ref().is_some_and(|waiting| waiting.process().has_exited())
+    }
+
+    /// Gives it up; returns when its process is gone.
+    pub async fn end(self) -> Result<(), KillError> {
+        match self.0 {
+            Some(waiting) => vm::end(waiting.process()).await,
+            None => Ok(()),
+        }
+    }
+
+    /// As [`Vm::restore_after`]. Its directory and its disks may have been renamed since; `spec` names them as they are now,
+    /// and is otherwise that it was prepared with.
+    pub async fn load(
+        self,
+        spec: &VmSpec,
+        state: &Path,
+        stood_still: Duration,
+        pages: Option<ChangedPages>,
+    ) -> Result<Vm, StartError> {
+        Ok(match self.0 {
+            Some(waiting) => Vm::started(spec, waiting.load(spec, state, stood_still, pages).await?, Control::Qemu),
+            None => Vm::started(spec, firecracker::restore(spec, state, pages).await?, Control::Firecracker),
+        })
+    }
+}
+
 /// A process that is killed unless it is released.
+#[derive(Debug)]
 pub(crate) struct Guard(Option<Process>);
 
 impl Guard {

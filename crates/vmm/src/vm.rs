@@ -76,7 +76,7 @@ impl Vm {
             return Ok(None);
         };
         let pid = record.process.pid;
-        let adopted = Process::adopt(&record.process, dir.join(process::VMM_LOG));
+        let adopted = Process::adopt(&record.process, dir, process::VMM_LOG);
         let Some(process) = adopted.map_err(|source| AttachError::Adopt { pid, source })? else {
             return Ok(None);
         };
@@ -268,12 +268,7 @@ impl Vm {
     /// Ends the machine as a power cut would, and waits until its process is gone. One that is gone already is
     /// no error.
     pub async fn kill(&self) -> Result<(), KillError> {
-        let pid = self.pid();
-        self.0.process.kill().map_err(|source| KillError::Signal { pid, source })?;
-        match tokio::time::timeout(KILL_TIMEOUT, self.exited()).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(KillError::StillThere { pid }),
-        }
+        end(&self.0.process).await
     }
 
     /// Ends a process that [`find_strays`](crate::find_strays) found to be of user `uid`, and waits until it is gone. A
@@ -309,6 +304,16 @@ impl Vm {
 
     fn control_error(&self, source: impl Into<BoxError>) -> ControlError {
         ControlError::Vmm { pid: self.pid(), source: source.into() }
+    }
+}
+
+/// Kills a process and waits until it is gone.
+pub(crate) async fn end(process: &Process) -> Result<(), KillError> {
+    let pid = process.pid;
+    process.kill().map_err(|source| KillError::Signal { pid, source })?;
+    match tokio::time::timeout(KILL_TIMEOUT, process.exited()).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(KillError::StillThere { pid }),
     }
 }
 

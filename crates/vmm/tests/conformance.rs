@@ -193,6 +193,52 @@ async fn many_machines_go_on_from_one_base() {
 }
 
 #[tokio::test]
+async fn a_prepared_machine_is_loaded_where_it_was_moved_to() {
+    for subject in subjects() {
+        let (memory, state) = subject.base().await;
+        let mut spec = subject.with_disks(subject.spec("waiting", MemoryBacking::CopyOnWrite(memory)));
+        let prepared = Vm::prepare(&spec).await.unwrap();
+        let moved = subject.bench.path("moved");
+        fs::rename(&spec.dir, &moved).unwrap();
+        spec.dir.clone_from(&moved);
+        for disk in &mut spec.disks {
+            let to = disk.path.with_extension("moved");
+            fs::rename(&disk.path, &to).unwrap();
+            disk.path = to;
+        }
+        assert!(!prepared.has_exited());
+        let vm = prepared.load(&spec, &state, Duration::ZERO, None).await.unwrap();
+        vm.resume().await.unwrap();
+        hear(&vm).await;
+        drop(vm);
+        let vm = Vm::attach(&moved).await.unwrap().expect("it is found where it is now");
+        vm.pause().await.unwrap();
+        // Which syncs the disks it writes to.
+        vm.snapshot_incremental(&subject.bench.path("moved.state")).await.unwrap();
+        vm.kill().await.unwrap();
+        assert!(moved.join("vmm.log").exists(), "{:?} has no log where it is now", subject.driver);
+    }
+}
+
+#[tokio::test]
+async fn a_prepared_machine_that_is_not_needed_leaves_no_process() {
+    for subject in subjects() {
+        let (memory, _) = subject.base().await;
+        let spec = subject.with_disks(subject.spec("waiting", MemoryBacking::CopyOnWrite(memory)));
+        let uids = spec.jail.uid..spec.jail.uid + 1;
+        Vm::prepare(&spec).await.unwrap().end().await.unwrap();
+        assert!(vmm::find_strays(uids.clone()).is_empty());
+        // Dropped, it goes too, a little later.
+        drop(Vm::prepare(&spec).await.unwrap());
+        let begin = Instant::now();
+        while !vmm::find_strays(uids.clone()).is_empty() {
+            assert!(begin.elapsed() < PATIENCE, "it stays");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_changed_is_kept_over_many_suspends() {
     for subject in subjects() {
         if subject.driver == Driver::Firecracker && subject.pager.is_none() {

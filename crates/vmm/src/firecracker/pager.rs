@@ -52,7 +52,7 @@ impl Pager {
 
     /// Finds the pager of an adopted VM. One that is gone is its VM's end.
     pub(super) fn adopt(identity: &Identity, vmm: &Process, dir: &Path) -> io::Result<Self> {
-        let Some(process) = Process::adopt(identity, dir.join(LOG))? else {
+        let Some(process) = Process::adopt(identity, dir, LOG)? else {
             vmm.kill_because(ENDED)?;
             return Err(io::Error::new(io::ErrorKind::NotFound, ENDED));
         };

@@ -276,7 +276,7 @@ fn recipe(inmate: Inmate<'_>, groups: Vec<Group>) -> Result<Recipe, StartError> 
     for argument in &inmate.arguments {
         arguments.push(cstring(argument.as_bytes()).map_err(spec)?);
     }
-    // For people: which VM this process is. Nothing of ours relies on it.
+    // For people: where this process was started. A VM prepared ahead of time may be elsewhere by now.
     let mut about = b"PILOTLIGHT_VM_DIR=".to_vec();
     about.extend_from_slice(mount_point.parent().unwrap_or(mount_point).as_os_str().as_bytes());
     let environment = vec![c"LC_ALL=C".to_owned(), cstring(&about).map_err(spec)?];

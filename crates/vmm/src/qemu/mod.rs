@@ -68,13 +68,63 @@ pub(crate) async fn boot(spec: &VmSpec) -> Result<Started<Qemu>, StartError> {
     Ok(starting.finish())
 }
 
-/// Starts a machine with a saved one's memory and device state; returns when it is loaded, paused.
-pub(crate) async fn restore(
-    spec: &VmSpec,
-    state: &Path,
-    stood_still: Duration,
-    pages: Option<ChangedPages>,
-) -> Result<Started<Qemu>, StartError> {
+/// A QEMU that maps its machine's memory and has its devices, and waits for their state.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    starting: Starting,
+    /// Where device state is sent, and the number QEMU knows the other end by.
+    incoming: (UnixStream, i32),
+}
+
+impl Waiting {
+    pub(crate) async fn start(spec: &VmSpec) -> Result<Self, StartError> {
+        let (starting, incoming) = Starting::spawn(spec, Begin::Incoming).await?;
+        Ok(Self { starting, incoming: incoming.expect("a process that waits for state has a socket for it") })
+    }
+
+    pub(crate) fn process(&self) -> &Process {
+        self.starting.guard.process()
+    }
+
+    /// Gives it a saved machine's memory and device state; returns when it is loaded, paused.
+    pub(crate) async fn load(
+        self,
+        spec: &VmSpec,
+        state: &Path,
+        stood_still: Duration,
+        pages: Option<ChangedPages>,
+    ) -> Result<Started<Qemu>, StartError> {
+        let Self { mut starting, incoming: (socket, number) } = self;
+        starting.record = VmRecord::new(spec, starting.record.process);
+        let (record, dir) = (starting.record.clone(), spec.dir.clone());
+        let recorded = tokio::task::spawn_blocking(move || {
+            let recorded = record.write(&dir);
+            recorded.map_err(|source| StartError::Prepare { what: "record the process in", path: dir, source })
+        });
+        joined(recorded.await)??;
+        // Devices look at memory while they load, so all of it must be there.
+        let written = async {
+            let Some(pages) = pages else { return Ok(()) };
+            let record = starting.record.clone();
+            let written = tokio::task::spawn_blocking(move || {
+                let memory = GuestMemory::open(&record.process, &record.memory_path, record.memory_bytes)?;
+                let mut write = |offset: u64, page: &[u8]| memory.write(offset, page);
+                (pages.apply)(&mut write).map_err(|source| StartError::WritePages { source })
+            });
+            joined(written.await)?
+        };
+        let (state, ()) = tokio::try_join!(saved_devices(spec, state, stood_still), written)?;
+
+        let sent = tokio::task::spawn_blocking(move || send_state(&state, socket));
+        starting.run(MigrateIncoming { uri: format!("fd:{number}") }).await?;
+        starting.loaded().await?;
+        joined(sent.await)??;
+        Ok(starting.finish())
+    }
+}
+
+/// The saved state of devices, with its clocks moved on.
+async fn saved_devices(spec: &VmSpec, state: &Path, stood_still: Duration) -> Result<Vec<u8>, StartError> {
     let (path, vcpus) = (state.to_owned(), spec.vcpus);
     // With KVM, clocks are told in other sections.
     let moved_on = (spec.accel == Accel::Tcg && !stood_still.is_zero()).then_some(stood_still);
@@ -89,28 +139,11 @@ pub(crate) async fn restore(
         Some(Outcome::Busy) => tracing::info!(vm = spec.name, "its clocks go on from where they were: it was not idle"),
         Some(Outcome::Unknown) => tracing::warn!(vm = spec.name, "its clocks are not found in its saved state"),
     }
-    let (starting, incoming) = Starting::spawn(spec, Begin::Incoming).await?;
-    let (socket, number) = incoming.expect("a process that waits for state has a socket for it");
-
-    // Devices look at memory while they load, so all of it must be there.
-    if let Some(pages) = pages {
-        let record = starting.record.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            let memory = GuestMemory::open(&record.process, &record.memory_path, record.memory_bytes)?;
-            let mut write = |offset: u64, page: &[u8]| memory.write(offset, page);
-            (pages.apply)(&mut write).map_err(|source| StartError::WritePages { source })
-        });
-        joined(written.await)??;
-    }
-
-    let sent = tokio::task::spawn_blocking(move || send_state(&state, socket));
-    starting.run(MigrateIncoming { uri: format!("fd:{number}") }).await?;
-    starting.loaded().await?;
-    joined(sent.await)??;
-    Ok(starting.finish())
+    Ok(state)
 }
 
 /// A machine that is not usable yet; dropped early, it is killed.
+#[derive(Debug)]
 struct Starting {
     guard: Guard,
     record: VmRecord,
