@@ -67,11 +67,12 @@ impl SavedMemory {
         self.stopped_at.and_then(|at| at.elapsed().ok()).unwrap_or_default()
     }
 
-    /// Hands every page to `write`, as offset and content; a later one of the same offset counts.
+    /// Hands every page to `write`, as offset and content; a later one of the same offset counts. Whether they are what was
+    /// saved is known at the end: a VM that they were written to has not run yet, and never does if they are not.
     pub fn apply(&self, write: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> Result<(), snapshot::ReadError> {
-        self.layer.apply(write)?;
+        self.layer.visit(write)?;
         match &self.delta {
-            Some(delta) => delta.apply(write),
+            Some(delta) => delta.visit(write),
             None => Ok(()),
         }
     }

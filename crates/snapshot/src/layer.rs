@@ -129,8 +129,9 @@ impl Layer {
         self.visit(write)
     }
 
-    /// Hands every page to `look`, and says afterwards whether all was as it should have been.
-    pub(crate) fn visit(&self, look: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> Result<(), ReadError> {
+    /// Hands every page to `look`, and says afterwards whether all was as it should have been: what was done with them must
+    /// be worth nothing if not. Half as much to read as [`Layer::apply`].
+    pub fn visit(&self, look: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> Result<(), ReadError> {
         let mut put = |offset, bytes: &[u8]| {
             look(offset, bytes).map_err(|source| ReadError::Apply { path: self.path.clone(), offset, source })
         };

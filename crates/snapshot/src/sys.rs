@@ -55,6 +55,18 @@ struct Api {
     ioctls: u64,
 }
 
+/// Has the kernel begin to write this part of a file to its disk; waits only where the disk has more than enough to do.
+pub(crate) fn begin_writeback(file: &File, range: Range<u64>) -> io::Result<()> {
+    let out_of_range = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let start = libc::off64_t::try_from(range.start).map_err(out_of_range)?;
+    let length = libc::off64_t::try_from(range.end - range.start).map_err(out_of_range)?;
+    // SAFETY: the call takes a descriptor, which lives until it returns, and numbers.
+    match unsafe { libc::sync_file_range(file.as_raw_fd(), start, length, libc::SYNC_FILE_RANGE_WRITE) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// An ioctl's number from its direction, number and argument, as `_IOC` of asm-generic/ioctl.h with type 0xAA.
 const fn request(direction: u32, number: u32, size: usize) -> libc::Ioctl {
     // Signed in one C library, unsigned in the other; the bits are the same.

@@ -1,11 +1,13 @@
 //! Writing a layer.
 
+use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::Path;
 
 use crate::durable::{Pending, WriteError};
 use crate::format::{BUFFER, HEADER, Header, MAX_RUNS, PAGE, Run, memory_size_ok, run_ok};
+use crate::sys;
 
 /// What a layer came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,6 +34,7 @@ pub fn write_layer(
     check(path, memory_bytes, runs)?;
     let failed = |e| WriteError::at("write", path, e);
     let mut pending = Pending::create(path)?;
+    let mut early = EarlyWriteback { file: pending.file.try_clone().map_err(failed)?, written: 0, begun: 0 };
     let mut out = BufWriter::with_capacity(BUFFER, &mut pending.file);
     // Room for the header, which is only known at the end.
     out.write_all(&[0; HEADER]).map_err(failed)?;
@@ -60,10 +63,12 @@ pub fn write_layer(
                     stats.zero_pages += count;
                 } else {
                     data_crc = crc32c::crc32c_append(data_crc, &chunk[pages.clone()]);
+                    early.written += pages.len() as u64;
                     out.write_all(&chunk[pages]).map_err(failed)?;
                 }
             }
             at += length;
+            early.go_on();
         }
     }
 
@@ -107,6 +112,26 @@ fn check(path: &Path, memory_bytes: u64, runs: &[Range<u64>]) -> Result<(), Writ
     Ok(())
 }
 
+/// Has the disk begin while the rest is still being read, so that the sync at the end finds little left to do.
+struct EarlyWriteback {
+    file: File,
+    written: u64,
+    begun: u64,
+}
+
+impl EarlyWriteback {
+    /// Enough for a disk to be written to at its speed.
+    const STEP: u64 = 8 << 20;
+
+    fn go_on(&mut self) {
+        if self.written - self.begun >= Self::STEP {
+            // What cannot be begun early is done by the sync, which says what is wrong.
+            let _ = sys::begin_writeback(&self.file, self.begun..self.written);
+            self.begun = self.written;
+        }
+    }
+}
+
 /// The runs of a file, neighbours of one kind joined.
 #[derive(Default)]
 struct Table(Vec<Run>);
@@ -125,7 +150,8 @@ impl Table {
 /// Whole pages cut into stretches of zero and other pages, as byte ranges.
 fn alternating(chunk: &[u8]) -> impl Iterator<Item = (bool, Range<usize>)> {
     const PAGE_LENGTH: usize = PAGE as usize;
-    let is_zero = |page: &[u8]| page.iter().all(|&byte| byte == 0);
+    const ZEROES: [u8; PAGE_LENGTH] = [0; PAGE_LENGTH];
+    let is_zero = |page: &[u8]| *page == ZEROES[..page.len()];
     let mut at = 0;
     std::iter::from_fn(move || {
         let rest = chunk.get(at..).filter(|rest| !rest.is_empty())?;
