@@ -66,6 +66,15 @@ pub fn vmms_of(directory: &Path) -> Vec<Process> {
         .collect()
 }
 
+/// Is this a VMM that was started ahead of time and waits? Its directory is as its environment says until it is somebody's.
+#[must_use]
+pub fn is_ready(vmm: &Process, data_dir: &Path) -> bool {
+    let environment = fs::read(format!("/proc/{}/environ", vmm.pid)).unwrap_or_default();
+    let dir = environment.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(b"PILOTLIGHT_VM_DIR="));
+    let dir = dir.map(|dir| Path::new(std::ffi::OsStr::from_bytes(dir)));
+    dir.is_some_and(|dir| dir.starts_with(data_dir.join("ready")) && dir.exists())
+}
+
 /// Is there a process of this number that is not a zombie?
 #[must_use]
 pub fn is_alive(pid: u32) -> bool {

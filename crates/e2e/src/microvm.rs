@@ -164,9 +164,12 @@ impl Stage {
 
     /// The VMM of a microVM.
     pub fn vmm_of(&self, id: &str) -> anyhow::Result<Process> {
-        let mut vmms = machine::vmms_of(&self.directory_of(id));
-        ensure!(vmms.len() == 1, "{id} has {} VMM processes", vmms.len());
-        Ok(vmms.remove(0))
+        let record =
+            std::fs::read(self.directory_of(id).join("vm/vm.json")).with_context(|| format!("{id} has no VMM"))?;
+        let pid = serde_json::from_slice::<Value>(&record)?["process"]["pid"].as_u64().context("no pid")?;
+        // Its environment names the directory it was started in, which need not have been this one.
+        let vmms = machine::vmms_of(self.server.data_dir());
+        vmms.into_iter().find(|vmm| u64::from(vmm.pid) == pid).with_context(|| format!("the VMM {pid} of {id} is gone"))
     }
 
     /// Every microVM that is not terminated, as the API lists them.

@@ -137,7 +137,7 @@ impl Stage {
         Traces {
             microvms: machine::names_in(&data.join("microvms")),
             images: versions.collect(),
-            vmms: machine::vmms_of(data).len(),
+            vmms: machine::vmms_of(data).iter().filter(|vmm| !machine::is_ready(vmm, data)).count(),
             mounts: machine::mounts_below(data),
         }
     }

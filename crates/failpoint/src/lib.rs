@@ -14,7 +14,7 @@ pub const VARIABLE: &str = "PILOTLIGHT_DIE_AT";
 pub const RUN: &[&str] = &[
     "run.recorded",
     "run.begun",
-    "run.disk-copied",
+    "run.claimed",
     "run.restored",
     "run.going",
     "run.hook-answered",
@@ -39,6 +39,7 @@ pub const SUSPEND: &[&str] = &[
 pub const RESUME: &[&str] = &[
     "resume.begun",
     "resume.checked",
+    "resume.claimed",
     "resume.restored",
     "resume.snapshot-set-aside",
     "resume.going",

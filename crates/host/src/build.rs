@@ -29,7 +29,7 @@ use crate::{
     capacity,
     console::Console,
     ends,
-    files::{self, MicrovmFiles, VersionFiles},
+    files::{self, MicrovmFiles, VersionFiles, WorkDir},
     hooks::{self, HookFailure},
     launch,
     local::LocalHost,
@@ -71,12 +71,12 @@ impl LocalHost {
             return Err(failure(format!("INTERNAL_PLATFORM_ERROR: this host builds for {here} only, not for {asked}")));
         }
         let _going_on = GoingOn::new(&self.building, spec.build_id);
-        let work = WorkDir(self.config.layout.build_dir(&spec.build_id));
-        let result = self.build_in(&spec, &work.0).await;
+        let work = WorkDir::at(self.config.layout.build_dir(&spec.build_id));
+        let result = self.build_in(&spec, work.path()).await;
         if let Err(failure) = &result {
             self.log(&spec, &format!("the build failed: {failure}\n"));
         }
-        let _ = files::remove_dir(work.0.clone()).await;
+        let _ = files::remove_dir(work.path().to_owned()).await;
         result
     }
 
@@ -246,6 +246,7 @@ impl LocalHost {
     }
 
     pub(crate) async fn remove_image_files(&self, image: &api::host::ImageRef) -> Result<(), api::host::HostError> {
+        self.give_up_ready(|purpose| purpose.is_from(image)).await;
         let dir = self.config.layout.version_dir(image);
         let parent = dir.parent().map(std::path::Path::to_owned);
         files::remove_dir(dir).await.map_err(|error| api::host::HostError::Unchanged {
@@ -271,15 +272,6 @@ impl LocalHost {
             Ok(free) if free < DISK_FULL_BELOW_BYTES => disk_full(),
             _ => internal(what, error),
         }
-    }
-}
-
-/// The directory of a build, removed if the build is dropped half way.
-struct WorkDir(PathBuf);
-
-impl Drop for WorkDir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -364,7 +356,7 @@ impl BuildGuest {
         tokio::fs::create_dir_all(files.vm_dir())
             .await
             .map_err(|error| internal("the VM's directory cannot be made", &error))?;
-        let namespace = host.platform.take_network(spec.egress).await;
+        let namespace = launch::take_network(&*host.platform, spec.egress).await;
         let namespace = namespace.map_err(|error| internal("no network for the VM", &error))?;
         let plan = VmPlan {
             name: format!("build-{}", spec.build_id),

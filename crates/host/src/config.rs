@@ -29,6 +29,10 @@ pub struct HostConfig {
     pub nameservers: Vec<IpAddr>,
     /// Network namespaces kept ready.
     pub namespaces_ready: usize,
+    /// VMs kept ready for launches.
+    pub launches_ready: usize,
+    /// VMs kept ready for suspended microVMs.
+    pub wakes_ready: usize,
 }
 
 /// The guest kernel's command line. Quiet, because every character on an emulated serial line costs; a panic reboots,

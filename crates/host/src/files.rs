@@ -1,6 +1,9 @@
 //! The files of one microVM and of one image version.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use api::{
     host::Layout,
@@ -55,6 +58,7 @@ impl VersionFiles {
 }
 
 /// The directory of a microVM.
+#[derive(Clone)]
 pub struct MicrovmFiles(PathBuf);
 
 impl MicrovmFiles {
@@ -161,6 +165,28 @@ pub struct MachineRecord {
     pub vm_id: VmId,
     /// Its network namespace.
     pub namespace: String,
+}
+
+/// The directory of work that goes on, removed with all in it when that is over or dropped half way.
+#[derive(Debug)]
+pub struct WorkDir(PathBuf);
+
+impl WorkDir {
+    /// In this place, made or not yet.
+    pub fn at(dir: PathBuf) -> Self {
+        Self(dir)
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for WorkDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// Removes a directory and all in it; absent is fine.

@@ -7,23 +7,28 @@ use std::{
     time::Duration,
 };
 
-use api::{host::MicrovmSpec, ids::VmId};
-use vmm::{Accel, ChangedPages, MemoryBacking};
+use api::{
+    host::{Egress, MicrovmSpec},
+    ids::VmId,
+};
+use failpoint::step;
+use vmm::{Accel, ChangedPages, StartError};
 
 use crate::{
     agent::{Agent, AgentError, Life},
     config::HostConfig,
     console::Console,
-    files::{MachineRecord, MicrovmFiles, VersionFiles},
+    files::{MachineRecord, MicrovmFiles, VersionFiles, WorkDir},
     local::LocalHost,
     log::BoundedLog,
     machine::Machine,
     manifest::{self, DamagedError},
     network::NetworkError,
-    platform::{Platform, SharedNetwork, SharedVm, Vm, VmPlan},
+    platform::{Platform, SharedNetwork, SharedVm, Vm, VmPlace},
     prefetch,
+    ready::{Purpose, Unit},
     saved::SavedMemory,
-    verbs::forget_machine,
+    verbs::{blocking, forget_machine, reason_of},
 };
 
 /// How long a restored guest may take to answer. [`api::host::VERB_TIME_MAX`] leaves room for it, and for a hook.
@@ -84,6 +89,18 @@ pub struct Restored {
     vm_id: VmId,
 }
 
+/// A network for a VM whose packets may go no further than this.
+pub async fn take_network(platform: &dyn Platform, egress: Egress) -> Result<SharedNetwork, NetworkError> {
+    let network = platform.take_network().await?;
+    match network.restrict(egress).await {
+        Ok(()) => Ok(network),
+        Err(error) => {
+            platform.give_back_network(network.name()).await;
+            Err(error)
+        }
+    }
+}
+
 /// Restores a VM, standing still: from its version's snapshot alone, or with what the microVM changed since. Its clocks
 /// are moved forward by the time it `stood_still`.
 pub async fn restore(
@@ -93,7 +110,7 @@ pub async fn restore(
     files: &MicrovmFiles,
     device_state: &std::path::Path,
     stood_still: Duration,
-    memory: Option<(PathBuf, SavedMemory)>,
+    memory: Option<(PathBuf, Arc<SavedMemory>)>,
 ) -> Result<Restored, LaunchError> {
     let platform = &*host.platform;
     let (version_files, driver, accel) = (version.clone(), host.config.driver, host.config.accel);
@@ -102,33 +119,46 @@ pub async fn restore(
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
         .map_err(LaunchError::Snapshot)?;
     prefetch::start(version, spec.size);
-    let vm_id = VmId::random();
-    let namespace = platform.take_network(spec.egress).await.map_err(LaunchError::Network)?;
+    let purpose = if memory.is_none() { Purpose::launch(spec) } else { Purpose::wake(spec) };
+    if let Some(unit) = host.ready_for(&purpose).await {
+        match load(platform, unit, spec, files, device_state, stood_still, memory.clone()).await {
+            // It may have ended while it waited, which nobody should notice.
+            Err(LaunchError::Restore(error @ (StartError::Exited { .. } | StartError::Control { .. }))) => {
+                let error = reason_of("not loaded", &error);
+                tracing::warn!(microvm = %spec.microvm_id, error, "a VM that was ready is not: another is started");
+            }
+            loaded => return loaded,
+        }
+    }
+    load(platform, host.prepare(&purpose).await?, spec, files, device_state, stood_still, memory).await
+}
+
+/// Makes a prepared VM this microVM's.
+async fn load(
+    platform: &dyn Platform,
+    unit: Unit,
+    spec: &MicrovmSpec,
+    files: &MicrovmFiles,
+    device_state: &std::path::Path,
+    stood_still: Duration,
+    memory: Option<(PathBuf, Arc<SavedMemory>)>,
+) -> Result<Restored, LaunchError> {
+    let Unit { vm_id, vm, network: namespace, dir } = unit;
+    let launches = memory.is_none();
     let restored = async {
         let record = MachineRecord { vm_id, namespace: namespace.name().to_owned() };
-        let record = serde_json::to_vec(&record).expect("a record is plain data");
-        let prepare = async {
-            crate::files::remove_dir(files.vm_dir()).await?;
-            tokio::fs::create_dir_all(files.vm_dir()).await?;
-            tokio::fs::write(files.machine_record(), record).await
-        };
-        prepare.await.map_err(|source| LaunchError::File { what: "prepare the VM's directory", source })?;
-        let plan = VmPlan {
-            name: spec.microvm_id.to_string(),
-            size: spec.size,
-            root_disk: version.root_disk(),
-            scratch_disk: files.scratch_disk(),
-            memory: MemoryBacking::CopyOnWrite(version.memory()),
-            dir: files.vm_dir(),
-            network: Arc::clone(&namespace),
-        };
+        let claimed = claim(dir, files, record, launches).await;
+        claimed.map_err(|source| LaunchError::File { what: "prepare the VM's directory", source })?;
+        step(if launches { "run.claimed" } else { "resume.claimed" });
+        namespace.restrict(spec.egress).await.map_err(LaunchError::Network)?;
         let pages = memory.map(|(file, memory)| ChangedPages {
             file,
             touched: None,
             record: None,
             apply: Box::new(move |write| Ok(memory.apply(&mut |offset, page| write(offset, page))?)),
         });
-        platform.restore(&plan, device_state, stood_still, pages).await.map_err(LaunchError::Restore)
+        let place = VmPlace { dir: files.vm_dir(), scratch_disk: files.scratch_disk() };
+        vm.load(place, device_state, stood_still, pages).await.map_err(LaunchError::Restore)
     };
     match restored.await {
         Ok(vm) => Ok(Restored { vm, namespace, vm_id }),
@@ -139,6 +169,27 @@ pub async fn restore(
             Err(error)
         }
     }
+}
+
+/// Makes a prepared VM's files this microVM's. The record is first: whatever has the microVM's name can be found by it.
+async fn claim(ready: WorkDir, files: &MicrovmFiles, record: MachineRecord, launches: bool) -> io::Result<()> {
+    let record = serde_json::to_vec(&record).expect("a record is plain data");
+    let to = files.clone();
+    blocking(move || {
+        let from = MicrovmFiles::at(ready.path().to_owned());
+        std::fs::create_dir_all(to.dir())?;
+        std::fs::write(to.machine_record(), record)?;
+        match std::fs::remove_dir_all(to.vm_dir()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        std::fs::rename(from.vm_dir(), to.vm_dir())?;
+        if launches {
+            std::fs::rename(from.scratch_disk(), to.scratch_disk())?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 impl Restored {

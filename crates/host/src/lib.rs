@@ -30,6 +30,7 @@ mod manifest;
 pub mod network;
 pub mod platform;
 mod prefetch;
+mod ready;
 mod reconcile;
 mod saved;
 mod stream;

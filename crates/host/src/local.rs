@@ -16,7 +16,7 @@ use api::{
     size::Size,
 };
 use guest_protocol::Purpose;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
     agent::{self, AgentError},
@@ -27,6 +27,7 @@ use crate::{
     launch,
     machine::{End, Machine},
     platform::Platform,
+    ready::Ready,
     stream::GuestStream,
     system::System,
 };
@@ -43,7 +44,10 @@ pub struct LocalHost {
     pub(crate) building: Arc<Mutex<HashSet<BuildId>>>,
     events: mpsc::UnboundedSender<HostEvent>,
     next_event: tokio::sync::Mutex<mpsc::UnboundedReceiver<HostEvent>>,
-    itself: std::sync::Weak<Self>,
+    pub(crate) ready: Arc<Ready>,
+    /// The task that keeps them ready.
+    pub(crate) preparing: Mutex<Option<JoinHandle<()>>>,
+    pub(crate) itself: std::sync::Weak<Self>,
 }
 
 impl LocalHost {
@@ -61,6 +65,7 @@ impl LocalHost {
     }
 
     fn over(config: HostConfig, platform: Arc<dyn Platform>) -> Arc<Self> {
+        let ready = Arc::new(Ready::new(config.launches_ready, config.wakes_ready));
         // Unbounded, but each running microVM puts in one event at most.
         let (events, next_event) = mpsc::unbounded_channel();
         Arc::new_cyclic(|itself| Self {
@@ -70,6 +75,8 @@ impl LocalHost {
             building: Arc::default(),
             events,
             next_event: tokio::sync::Mutex::new(next_event),
+            ready: Arc::clone(&ready),
+            preparing: Mutex::default(),
             itself: itself.clone(),
         })
     }
@@ -77,6 +84,7 @@ impl LocalHost {
     /// Lets go of everything but the running microVMs, which stay, with their packet rules, for the
     /// next daemon.
     pub async fn stop(&self) {
+        self.stop_preparing().await;
         self.platform.stop().await;
     }
 
@@ -143,7 +151,7 @@ impl LocalHost {
 }
 
 async fn make_directories(config: &HostConfig) -> Result<(), StartError> {
-    for dir in ["images", "builds", "microvms", "logs", "logs/builds", "logs/microvms"] {
+    for dir in ["images", "builds", "microvms", "ready", "logs", "logs/builds", "logs/microvms"] {
         let dir = config.layout.data.join(dir);
         // Guests' memory and disks hold their users' secrets.
         let made = tokio::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).await;

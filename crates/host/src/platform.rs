@@ -75,11 +75,43 @@ pub trait Network: Send + Sync + 'static {
     /// By which it is found again.
     fn name(&self) -> &str;
 
+    /// Lets packets go no further than this, from now on. What the host asks of the guest is not held by it.
+    async fn restrict(&self, egress: Egress) -> Result<(), NetworkError>;
+
     /// Connects to a port of the guest.
     async fn connect(&self, port: u16, timeout: Duration) -> io::Result<Box<dyn AppStream>>;
 }
 
+/// A VM without its state. Dropped, it is ended.
+#[async_trait::async_trait]
+pub trait PreparedVm: Send + Sync + 'static {
+    /// Whether its process has ended, so that it is good for nothing any more.
+    fn has_exited(&self) -> bool;
+
+    /// Ends it; returns when its process is gone.
+    async fn end(self: Box<Self>);
+
+    /// Gives it a snapshot's state, of a guest that has `stood_still` since then; returns when it is loaded, standing still.
+    async fn load(
+        self: Box<Self>,
+        place: VmPlace,
+        device_state: &Path,
+        stood_still: Duration,
+        pages: Option<ChangedPages>,
+    ) -> Result<SharedVm, StartError>;
+}
+
+/// Where the files of a prepared VM are by the time it is loaded: the same ones, perhaps renamed.
+#[derive(Debug)]
+pub struct VmPlace {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// The disk it writes.
+    pub scratch_disk: PathBuf,
+}
+
 /// What a VM is made of, as far as the host decides that.
+#[derive(Clone)]
 pub struct VmPlan {
     /// Shown in the process list.
     pub name: String,
@@ -109,8 +141,8 @@ pub trait Platform: Send + Sync + 'static {
     /// The VMM's version, for manifests.
     fn vmm_version(&self) -> io::Result<String>;
 
-    /// A network for one VM whose packets may go no further than this.
-    async fn take_network(&self, egress: Egress) -> Result<SharedNetwork, NetworkError>;
+    /// A network for one VM.
+    async fn take_network(&self) -> Result<SharedNetwork, NetworkError>;
 
     /// Takes over the network of a VM that outlived a daemon.
     fn adopt_network(&self, name: &str) -> Result<SharedNetwork, NetworkError>;
@@ -140,15 +172,8 @@ pub trait Platform: Send + Sync + 'static {
     /// Starts a VM at its kernel; returns when it runs.
     async fn boot(&self, plan: &VmPlan) -> Result<SharedVm, StartError>;
 
-    /// Starts a VM from a snapshot, made so long ago that its guest `stood_still`; returns when it is loaded, standing
-    /// still.
-    async fn restore(
-        &self,
-        plan: &VmPlan,
-        device_state: &Path,
-        stood_still: Duration,
-        pages: Option<ChangedPages>,
-    ) -> Result<SharedVm, StartError>;
+    /// Starts a VM that waits for a snapshot's state.
+    async fn prepare(&self, plan: &VmPlan) -> Result<Box<dyn PreparedVm>, StartError>;
 
     /// Finds the VM of this directory; `None` if there is none or it is gone.
     async fn attach(&self, dir: &Path) -> Result<Option<SharedVm>, AttachError>;

@@ -58,6 +58,8 @@ impl LocalHost {
             reason: reason_of("Files left behind could not be removed", &error),
         })?;
         self.platform.prepare_ahead();
+        let preparing = tokio::spawn(Self::keep_ready(self.itself.clone()));
+        *self.preparing.lock().expect("no holder of this lock panics") = Some(preparing);
         let count = |it: fn(&Found) -> bool| found.iter().filter(|(_, found)| it(found)).count();
         tracing::info!(
             running = count(|it| matches!(it, Found::Running(_))),
@@ -130,6 +132,7 @@ impl LocalHost {
         blocking(move || {
             remove_all_but(&layout.data.join("microvms"), |name| microvms.contains(name))?;
             remove_all_but(&layout.data.join("builds"), |_| false)?;
+            remove_all_but(&layout.data.join("ready"), |_| false)?;
             for image in std::fs::read_dir(layout.data.join("images"))? {
                 let image = image?;
                 if !image.file_type()?.is_dir() {

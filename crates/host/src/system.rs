@@ -21,7 +21,7 @@ use crate::{
     config::{HostConfig, kernel_command_line},
     local,
     network::{GUEST_MAC, Namespace, NetworkError, Pool, PoolConfig},
-    platform::{Network, Platform, SharedNetwork, SharedVm, Vm, VmPlan},
+    platform::{Network, Platform, PreparedVm, SharedNetwork, SharedVm, Vm, VmPlace, VmPlan},
     verbs::blocking,
 };
 
@@ -180,10 +180,50 @@ impl Vm for vmm::Vm {
     }
 }
 
+struct Prepared {
+    vm: vmm::Prepared,
+    spec: VmSpec,
+}
+
+#[async_trait::async_trait]
+impl PreparedVm for Prepared {
+    fn has_exited(&self) -> bool {
+        self.vm.has_exited()
+    }
+
+    async fn end(self: Box<Self>) {
+        if let Err(error) = self.vm.end().await {
+            tracing::error!(%error, "a VMM process that was not needed could not be ended");
+        }
+    }
+
+    async fn load(
+        self: Box<Self>,
+        place: VmPlace,
+        device_state: &Path,
+        stood_still: Duration,
+        pages: Option<ChangedPages>,
+    ) -> Result<SharedVm, StartError> {
+        let Self { vm, mut spec } = *self;
+        spec.dir = place.dir;
+        for disk in spec.disks.iter_mut().filter(|disk| !disk.read_only) {
+            disk.path.clone_from(&place.scratch_disk);
+        }
+        Ok(Arc::new(vm.load(&spec, device_state, stood_still, pages).await?))
+    }
+}
+
 #[async_trait::async_trait]
 impl Network for Namespace {
     fn name(&self) -> &str {
         Namespace::name(self)
+    }
+
+    async fn restrict(&self, egress: Egress) -> Result<(), NetworkError> {
+        match egress {
+            Egress::Internet => Ok(()),
+            Egress::Nowhere => self.close().await,
+        }
     }
 
     async fn connect(&self, port: u16, timeout: Duration) -> io::Result<Box<dyn AppStream>> {
@@ -210,8 +250,8 @@ impl Platform for System {
         version.map_err(io::Error::other)
     }
 
-    async fn take_network(&self, egress: Egress) -> Result<SharedNetwork, NetworkError> {
-        Ok(Arc::new(self.pool.take_for(egress).await?))
+    async fn take_network(&self) -> Result<SharedNetwork, NetworkError> {
+        Ok(Arc::new(self.pool.take().await?))
     }
 
     fn adopt_network(&self, name: &str) -> Result<SharedNetwork, NetworkError> {
@@ -267,14 +307,9 @@ impl Platform for System {
         Ok(Arc::new(vmm::Vm::boot(&self.vm_spec(plan)).await?))
     }
 
-    async fn restore(
-        &self,
-        plan: &VmPlan,
-        device_state: &Path,
-        stood_still: Duration,
-        pages: Option<ChangedPages>,
-    ) -> Result<SharedVm, StartError> {
-        Ok(Arc::new(vmm::Vm::restore_after(&self.vm_spec(plan), device_state, stood_still, pages).await?))
+    async fn prepare(&self, plan: &VmPlan) -> Result<Box<dyn PreparedVm>, StartError> {
+        let spec = self.vm_spec(plan);
+        Ok(Box::new(Prepared { vm: vmm::Vm::prepare(&spec).await?, spec }))
     }
 
     async fn attach(&self, dir: &Path) -> Result<Option<SharedVm>, AttachError> {

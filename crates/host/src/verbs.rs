@@ -14,6 +14,7 @@
 use std::{
     io,
     path::Path,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -31,7 +32,7 @@ use crate::{
     launch::{self, LaunchError},
     local::LocalHost,
     machine::Machine,
-    manifest,
+    ready::Purpose,
     saved::{self, SuspendError},
 };
 
@@ -62,15 +63,7 @@ impl LocalHost {
                 HostError::Lost { reason: reason_of("The microVM could not be launched", &error) }
             }
         };
-        let (from, to, dir) = (version.scratch_disk(), files.scratch_disk(), files.dir().clone());
-        blocking(move || {
-            std::fs::create_dir_all(&dir)?;
-            snapshot::copy_sparse(&from, &to).map_err(manifest::copy_into_io)
-        })
-        .await
-        .map_err(|source| lost(LaunchError::File { what: "copy the writable disk", source }))?;
-        step("run.disk-copied");
-
+        let _at_work = self.ready.work();
         // A launch is the beginning of its time, however old the image is.
         let state = version.device_state();
         let restored =
@@ -153,6 +146,7 @@ impl LocalHost {
         self.clear(&machine).await;
         step("suspend.vm-ended");
         forget_machine(&files).await;
+        self.ready.want(Purpose::wake(spec));
         Ok(report)
     }
 
@@ -161,12 +155,13 @@ impl LocalHost {
         let unchanged =
             |error: &dyn std::error::Error| HostError::Unchanged { reason: reason_of("Not resumed", error) };
         capacity::check_launch(&*self.platform, &self.config.layout.data)?;
+        let _at_work = self.ready.work();
         let suspended = files.suspended();
         let memory = saved::open(&suspended).await.map_err(|error| unchanged(&error))?;
         step("resume.checked");
         let version = self.version_files(&spec.image, spec.architecture);
         let state = suspended.device_state();
-        let (stood_still, memory) = (memory.stood_still(), Some((suspended.layer(), memory)));
+        let (stood_still, memory) = (memory.stood_still(), Some((suspended.layer(), Arc::new(memory))));
         let restored = launch::restore(self, spec, &version, &files, &state, stood_still, memory)
             .await
             .map_err(|error| unchanged(&error))?;
@@ -209,6 +204,7 @@ impl LocalHost {
 
     /// Ends the VM that there is, if there is one.
     async fn end_machine(&self, spec: &MicrovmSpec, files: &MicrovmFiles) -> Result<(), HostError> {
+        self.give_up_ready(|purpose| purpose.is_of(&spec.microvm_id)).await;
         let Some(machine) = self.machine(&spec.microvm_id) else {
             return self.end_unwatched(files).await;
         };

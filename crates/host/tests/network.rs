@@ -2,7 +2,6 @@
 
 use std::{process::Command, sync::Arc, time::Duration};
 
-use api::host::Egress;
 use host::network::{Namespace, Pool, PoolConfig, rules};
 
 fn ip(arguments: &[&str]) -> String {
@@ -32,7 +31,8 @@ async fn a_namespace_is_furnished_and_leaves_nothing_behind() {
     assert_ne!(other.name(), name);
 
     // One that is closed lets nothing through, whatever stands after that rule.
-    let closed = pool.take_for(Egress::Nowhere).await.expect("a closed one");
+    let closed = pool.take().await.expect("one to close");
+    closed.close().await.expect("closed");
     let rules = ip(&["netns", "exec", closed.name(), "nft", "list", "chain", "ip", "pilotlight", "forward"]);
     let first = rules.lines().map(str::trim).find(|line| line.starts_with("iifname")).expect("a rule");
     assert_eq!(first, "iifname \"tap0\" drop", "{rules}");

@@ -106,6 +106,10 @@ pub struct Config {
     pub artifacts: Option<ExternalS3>,
     /// Network namespaces kept ready for launches; each costs a few hundred KiB of kernel memory.
     pub namespaces_ready: usize,
+    /// VMM processes kept ready for launches of the versions launched last; a QEMU has 16 MB of its own.
+    pub launches_ready: usize,
+    /// VMM processes kept ready for the microVMs suspended last; they cost as much.
+    pub wakes_ready: usize,
     /// How much of everything there can be.
     pub quotas: Quotas,
     /// What goes beyond the service's rules about the lives of microVMs.
@@ -138,6 +142,8 @@ impl Default for Config {
             nameservers: Vec::new(),
             artifacts: None,
             namespaces_ready: 4,
+            launches_ready: 2,
+            wakes_ready: 4,
             quotas: Quotas::default(),
             lifecycle: Lifecycle::default(),
             throttles: BTreeMap::new(),

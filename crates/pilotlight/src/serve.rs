@@ -43,6 +43,8 @@ pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
             artifacts,
             nameservers: config.guest_nameservers(),
             namespaces_ready: config.namespaces_ready,
+            launches_ready: config.launches_ready,
+            wakes_ready: config.wakes_ready,
         })
         .await?;
         let stop = Arc::clone(&host);

@@ -83,7 +83,7 @@ fn suspend_writes_little(stage: &mut Stage) -> anyhow::Result<()> {
     stage.suspend(&microvm)?;
     until("the VMM to be gone", Duration::from_secs(5), || {
         ensure!(!machine::is_alive(vmm.pid), "process {} lives", vmm.pid);
-        ensure!(machine::vmms_of(&stage.directory_of(&microvm.id)).is_empty(), "another VMM lives");
+        ensure!(stage.vmm_of(&microvm.id).is_err(), "another VMM lives");
         Ok(())
     })?;
     let bytes = machine::bytes_on_disk(&stage.directory_of(&microvm.id));

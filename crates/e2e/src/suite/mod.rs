@@ -18,6 +18,7 @@ mod images;
 mod isolation;
 mod life;
 mod protocols;
+mod ready;
 mod restores;
 mod soak;
 mod survival;
@@ -61,6 +62,7 @@ pub fn trials() -> Vec<Trial> {
         tags::TESTS,
         access::TESTS,
         faults::TESTS,
+        ready::TESTS,
         survival::TESTS,
         failpoints::TESTS,
     ]

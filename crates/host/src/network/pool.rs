@@ -9,7 +9,6 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use api::host::Egress;
 use tokio::sync::Notify;
 
 use super::{
@@ -89,22 +88,6 @@ impl Pool {
         match ready {
             Some(namespace) => Ok(namespace),
             None => self.make().await,
-        }
-    }
-
-    /// A namespace for one VM whose packets may go no further than this.
-    pub async fn take_for(&self, egress: Egress) -> Result<Namespace, NetworkError> {
-        let namespace = self.take().await?;
-        let closed = match egress {
-            Egress::Internet => Ok(()),
-            Egress::Nowhere => namespace.close().await,
-        };
-        match closed {
-            Ok(()) => Ok(namespace),
-            Err(error) => {
-                self.give_back(namespace.name()).await;
-                Err(error)
-            }
         }
     }
 

@@ -11,6 +11,7 @@ use http::StatusCode;
 
 use super::{
     chance::{Chance, number_of},
+    platform::WAITS,
     server::Server,
     story::{End, Story},
     vm::Doing,
@@ -133,6 +134,13 @@ impl Story {
         }
         if let Some(stray) = strays.first() {
             return Err(format!("a VM of {} is nobody's", world.name(&stray.who)));
+        }
+        // What is ready for a launch or a wake has a network already.
+        let ready = world.data.join("ready");
+        for unit in names_in(&ready) {
+            if let Ok(network) = std::fs::read_to_string(ready.join(unit).join("vm").join(WAITS)) {
+                networks.remove(&network);
+            }
         }
         if let Some(network) = networks.first() {
             return Err(format!("the network {network} is nobody's"));

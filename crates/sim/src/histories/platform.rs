@@ -14,7 +14,7 @@ use api::{directory::AppStream, host::Egress};
 use builder::{BuildError, Built, ImageConfig, Job, ScratchDiskError};
 use host::{
     network::NetworkError,
-    platform::{Network, Platform, SharedNetwork, SharedVm, Vm, VmPlan},
+    platform::{Network, Platform, PreparedVm, SharedNetwork, SharedVm, Vm, VmPlace, VmPlan},
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::time::{sleep, timeout};
@@ -32,6 +32,9 @@ use super::{
 
 /// Where a VM says which process it is.
 const RECORD: &str = "vm.json";
+
+/// Where one that waits for its state says which network is its.
+pub const WAITS: &str = "waits";
 
 /// Bytes a connection holds in one direction.
 const BUFFER: usize = 64 * 1024;
@@ -195,6 +198,10 @@ impl Network for Wire {
         &self.name
     }
 
+    async fn restrict(&self, _: Egress) -> Result<(), NetworkError> {
+        Ok(())
+    }
+
     async fn connect(&self, _port: u16, limit: Duration) -> io::Result<Box<dyn AppStream>> {
         let silent = || io::Error::from(io::ErrorKind::TimedOut);
         let found = {
@@ -253,43 +260,7 @@ impl Pretended {
     }
 
     fn vms(&self) -> Vec<Arc<PretendVm>> {
-        self.world.vms.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
-    }
-
-    async fn start(&self, plan: &VmPlan, restored: Option<(Devices, Memory)>) -> io::Result<SharedVm> {
-        let disk = File::options().read(true).write(true).open(&plan.scratch_disk)?;
-        let shared = matches!(plan.memory, MemoryBacking::Shared(_));
-        let (restored, memory) = match restored {
-            Some((devices, memory)) => (Some(devices), memory),
-            None => {
-                let file = File::options().read(true).write(shared).open(plan.memory.path())?;
-                (None, Memory::of(file, shared))
-            }
-        };
-        let pid = {
-            let mut networks = self.world.networks.lock().unwrap_or_else(PoisonError::into_inner);
-            networks.1 += 1;
-            networks.1
-        };
-        std::fs::write(plan.dir.join(RECORD), pid.to_string())?;
-        let vm = PretendVm::new(Parts {
-            pid,
-            who: plan.name.clone(),
-            dir: plan.dir.clone(),
-            network: plan.network.name().to_owned(),
-            memory,
-            disk,
-            heavy: self.world.is_heavy(&plan.name),
-            restored,
-        });
-        for other in self.vms() {
-            if other.lives() && (other.who == vm.who || other.network == vm.network) {
-                let (name, other) = (self.world.name(&vm.who), self.world.name(&other.who));
-                self.world.violated(format_args!("a VM of {name} is started beside one of {other}"));
-            }
-        }
-        self.world.vms.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, Arc::clone(&vm));
-        Ok(self.handle(vm))
+        vms(&self.world)
     }
 
     async fn end(&self, vm: &PretendVm, kind: &'static str) -> Result<(), KillError> {
@@ -302,8 +273,115 @@ impl Pretended {
     }
 }
 
+/// Starts a VM of this name.
+fn start(
+    world: &Arc<World>,
+    life: u32,
+    who: String,
+    plan: &VmPlan,
+    restored: Option<(Devices, Memory)>,
+) -> io::Result<SharedVm> {
+    let disk = File::options().read(true).write(true).open(&plan.scratch_disk)?;
+    let shared = matches!(plan.memory, MemoryBacking::Shared(_));
+    let (restored, memory) = match restored {
+        Some((devices, memory)) => (Some(devices), memory),
+        None => {
+            let file = File::options().read(true).write(shared).open(plan.memory.path())?;
+            (None, Memory::of(file, shared))
+        }
+    };
+    let pid = {
+        let mut networks = world.networks.lock().unwrap_or_else(PoisonError::into_inner);
+        networks.1 += 1;
+        networks.1
+    };
+    std::fs::write(plan.dir.join(RECORD), pid.to_string())?;
+    let heavy = world.is_heavy(&who);
+    let vm = PretendVm::new(Parts {
+        pid,
+        who,
+        dir: plan.dir.clone(),
+        network: plan.network.name().to_owned(),
+        memory,
+        disk,
+        heavy,
+        restored,
+    });
+    for other in vms(world) {
+        if other.lives() && (other.who == vm.who || other.network == vm.network) {
+            let (name, other) = (world.name(&vm.who), world.name(&other.who));
+            world.violated(format_args!("a VM of {name} is started beside one of {other}"));
+        }
+    }
+    world.vms.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, Arc::clone(&vm));
+    Ok(Arc::new(Handle { world: Arc::clone(world), life, vm }))
+}
+
+/// Every VM there is, and was.
+fn vms(world: &World) -> Vec<Arc<PretendVm>> {
+    world.vms.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+}
+
 fn start_error(source: io::Error) -> StartError {
     StartError::Control { source: Box::new(source) }
+}
+
+/// What waits to be a VM: a plan. Its process is started when it is loaded, as Firecracker's is.
+struct Prepared {
+    world: Arc<World>,
+    life: u32,
+    plan: VmPlan,
+}
+
+#[async_trait::async_trait]
+impl PreparedVm for Prepared {
+    fn has_exited(&self) -> bool {
+        false
+    }
+
+    async fn end(self: Box<Self>) {}
+
+    async fn load(
+        self: Box<Self>,
+        place: VmPlace,
+        device_state: &Path,
+        _stood_still: Duration,
+        pages: Option<ChangedPages>,
+    ) -> Result<SharedVm, StartError> {
+        let Self { world, life, plan } = *self;
+        let plan = VmPlan { dir: place.dir, scratch_disk: place.scratch_disk, ..plan };
+        // It is whose directory it is in.
+        let who = plan.dir.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+        if world.call(life, &who, "restore").await == Verdict::Fails {
+            return Err(start_error(refused()));
+        }
+        let devices = std::fs::read(device_state).map_err(start_error)?;
+        let devices: Devices =
+            serde_json::from_slice(&devices).map_err(|error| start_error(io::Error::other(error)))?;
+        let file = File::open(plan.memory.path()).map_err(start_error)?;
+        let memory = match pages {
+            None => Memory::of(file, false),
+            Some(pages) => {
+                let applied = tokio::task::spawn_blocking(move || {
+                    let mut memory = Memory::of(file, false);
+                    (pages.apply)(&mut |offset, bytes| {
+                        for (number, page) in (offset / PAGE as u64..).zip(bytes.chunks(PAGE)) {
+                            memory.write(number, page.into())?;
+                        }
+                        Ok(())
+                    })
+                    .map(|()| memory)
+                });
+                applied
+                    .await
+                    .map_err(|error| start_error(io::Error::other(error)))?
+                    .map_err(|source| StartError::Control { source })?
+            }
+        };
+        let vm = start(&world, life, who.clone(), &plan, Some((devices, memory))).map_err(start_error)?;
+        world.done(life, &who, "restore").await;
+        Ok(vm)
+    }
 }
 
 #[async_trait::async_trait]
@@ -320,7 +398,7 @@ impl Platform for Pretended {
         Ok("pretended".to_owned())
     }
 
-    async fn take_network(&self, _: Egress) -> Result<SharedNetwork, NetworkError> {
+    async fn take_network(&self) -> Result<SharedNetwork, NetworkError> {
         if self.world.call(self.life, COMMON, "take network").await == Verdict::Fails {
             return Err(NetworkError::Failed { program: "ip", stderr: "the simulation says no".to_owned() });
         }
@@ -391,47 +469,15 @@ impl Platform for Pretended {
         if self.world.call(self.life, &plan.name, "boot").await == Verdict::Fails {
             return Err(start_error(refused()));
         }
-        let vm = self.start(plan, None).await.map_err(start_error)?;
+        let vm = start(&self.world, self.life, plan.name.clone(), plan, None).map_err(start_error)?;
         self.world.done(self.life, &plan.name, "boot").await;
         Ok(vm)
     }
 
-    async fn restore(
-        &self,
-        plan: &VmPlan,
-        device_state: &Path,
-        _stood_still: Duration,
-        pages: Option<ChangedPages>,
-    ) -> Result<SharedVm, StartError> {
-        if self.world.call(self.life, &plan.name, "restore").await == Verdict::Fails {
-            return Err(start_error(refused()));
-        }
-        let devices = std::fs::read(device_state).map_err(start_error)?;
-        let devices: Devices =
-            serde_json::from_slice(&devices).map_err(|error| start_error(io::Error::other(error)))?;
-        let file = File::open(plan.memory.path()).map_err(start_error)?;
-        let memory = match pages {
-            None => Memory::of(file, false),
-            Some(pages) => {
-                let applied = tokio::task::spawn_blocking(move || {
-                    let mut memory = Memory::of(file, false);
-                    (pages.apply)(&mut |offset, bytes| {
-                        for (number, page) in (offset / PAGE as u64..).zip(bytes.chunks(PAGE)) {
-                            memory.write(number, page.into())?;
-                        }
-                        Ok(())
-                    })
-                    .map(|()| memory)
-                });
-                applied
-                    .await
-                    .map_err(|error| start_error(io::Error::other(error)))?
-                    .map_err(|source| StartError::Control { source })?
-            }
-        };
-        let vm = self.start(plan, Some((devices, memory))).await.map_err(start_error)?;
-        self.world.done(self.life, &plan.name, "restore").await;
-        Ok(vm)
+    async fn prepare(&self, plan: &VmPlan) -> Result<Box<dyn PreparedVm>, StartError> {
+        self.world.if_alive(self.life).await;
+        std::fs::write(plan.dir.join(WAITS), plan.network.name()).map_err(start_error)?;
+        Ok(Box::new(Prepared { world: Arc::clone(&self.world), life: self.life, plan: plan.clone() }))
     }
 
     async fn attach(&self, dir: &Path) -> Result<Option<SharedVm>, AttachError> {

@@ -117,6 +117,8 @@ impl Server {
             artifacts: Arc::new(AnyArtifact),
             nameservers: vec![],
             namespaces_ready: 0,
+            launches_ready: 1,
+            wakes_ready: 1,
         };
         let host = LocalHost::start_over(config, platform).await.map_err(|error| format!("{error:?}"))?;
         let now = Arc::clone(world);

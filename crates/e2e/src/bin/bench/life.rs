@@ -10,6 +10,9 @@ use crate::{PATH, ROUNDS, Row, WARM_UPS, quantiles};
 /// How much memory the app writes before it is suspended, in MiB.
 const DIRTY_MIB: [u32; 3] = [1, 64, 256];
 
+/// How long a suspended microVM is left alone: short beside anybody's absence, long enough for what is done ahead of a wake.
+const AWAY: Duration = Duration::from_secs(1);
+
 /// RunMicrovm → first 200 through HTTPS with token.
 pub fn launch(stage: &Stage, bare: &Bare) -> anyhow::Result<Vec<Row>> {
     let (mut ours, mut floor, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
@@ -65,6 +68,7 @@ pub fn suspend_and_wake(stage: &Stage, bare: &Bare) -> anyhow::Result<Vec<Row>> 
             let (microvm, _) = timed_launch(stage)?;
             ask(stage, &microvm, &dirty)?;
             let suspended = stage.timed_suspend(&microvm)?;
+            std::thread::sleep(AWAY);
             let begin = Instant::now();
             ask(stage, &microvm, PATH)?;
             let woke = begin.elapsed();
