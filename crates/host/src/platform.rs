@@ -1,6 +1,6 @@
 //! What the verbs, the builds and the reconciliation stand on: VMs, the networks they are in, room for both, and the
-//! container builder. The module [`system`](crate::system) is this machine's own. Nothing here decides: what is true after a
-//! crash at any step is in what stands above.
+//! container builder. The module `system` is this machine's own. Nothing here decides: what is true after a crash at any
+//! step is in what stands above.
 
 use std::{
     collections::HashSet,
