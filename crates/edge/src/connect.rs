@@ -28,7 +28,7 @@ use tokio::{
 use crate::{
     app_tls::{Offer, TlsError},
     apps::{Known, Transport},
-    greeting::Greeted,
+    greeting,
     headers::FORCE_H2,
     pool::{AppAddress, Share, Shared, Single},
     refusal::{Refusal, chain},
@@ -270,7 +270,7 @@ impl Reach<'_> {
         tls: bool,
     ) -> Result<Option<Sender>, ConnectError> {
         let limits = &self.edge.config.limits;
-        let (stream, greeted) = Greeted::new(stream);
+        let (stream, greeted) = greeting::watch(stream);
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(limits.h2_stream_window)
             .initial_connection_window_size(limits.h2_connection_window)

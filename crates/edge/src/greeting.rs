@@ -1,83 +1,38 @@
 //! Does what answers speak HTTP/2?
 
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll},
-};
-
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     sync::oneshot,
 };
+use tokio_util::io::InspectReader;
 
 /// A frame's header (RFC 9113, 4.1).
 const HEADER: usize = 9;
 const SETTINGS: u8 = 4;
 
-/// A stream that tells whether its first bytes are a server's greeting: a SETTINGS frame, which must come first.
-pub(crate) struct Greeted<S> {
-    inner: S,
-    waiting: Option<(Vec<u8>, oneshot::Sender<bool>)>,
-}
-
-impl<S> Greeted<S> {
-    pub(crate) fn new(inner: S) -> (Self, oneshot::Receiver<bool>) {
-        let (tell, told) = oneshot::channel();
-        (Self { inner, waiting: Some((Vec::with_capacity(HEADER), tell)) }, told)
-    }
+/// The same stream, and whether its first bytes are a server's greeting: a SETTINGS frame, which must come first.
+pub(crate) fn watch<S: AsyncRead + AsyncWrite + Send + Unpin>(
+    stream: S,
+) -> (impl AsyncRead + AsyncWrite + Send + Unpin, oneshot::Receiver<bool>) {
+    let (tell, told) = oneshot::channel();
+    let mut waiting = Some((Vec::with_capacity(HEADER), tell));
+    let watched = InspectReader::new(stream, move |new: &[u8]| {
+        let Some((mut seen, tell)) = waiting.take() else { return };
+        // Nothing at all is the end.
+        seen.extend(new.iter().take(HEADER - seen.len()));
+        if seen.len() == HEADER || new.is_empty() {
+            // Nobody may wait for it any more.
+            let _ = tell.send(seen.len() == HEADER && is_greeting(&seen));
+        } else {
+            waiting = Some((seen, tell));
+        }
+    });
+    (watched, told)
 }
 
 fn is_greeting(header: &[u8]) -> bool {
     let acknowledges = header[4] & 1 != 0;
     header[3] == SETTINGS && !acknowledges && header[5..HEADER] == [0; 4]
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Greeted<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
-        if read.is_ready()
-            && let Some((mut seen, tell)) = self.waiting.take()
-        {
-            let new = &buf.filled()[before..];
-            let ended = new.is_empty();
-            seen.extend(new.iter().take(HEADER - seen.len()));
-            if seen.len() == HEADER || ended {
-                // Nobody may wait for it any more.
-                let _ = tell.send(seen.len() == HEADER && is_greeting(&seen));
-            } else {
-                self.waiting = Some((seen, tell));
-            }
-        }
-        read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Greeted<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
 }
 
 #[cfg(test)]
@@ -88,7 +43,7 @@ mod tests {
 
     async fn told(pieces: &[&[u8]]) -> bool {
         let (mut app, ours) = tokio::io::duplex(64);
-        let (mut greeted, told) = Greeted::new(ours);
+        let (mut greeted, told) = watch(ours);
         let reading = tokio::spawn(async move {
             let mut all = Vec::new();
             greeted.read_to_end(&mut all).await.unwrap();
