@@ -177,7 +177,7 @@ mod tests {
 
     /// What a resume does before it starts anything.
     fn opens(files: &SuspendedFiles) -> bool {
-        let applied = || snapshot::open_layer(&files.layer())?.apply(&mut |_, _| Ok(()));
+        let applied = || snapshot::open_layer(&files.layer())?.visit(&mut |_, _| Ok(()));
         check_suspended(files).is_ok() && applied().is_ok()
     }
 

@@ -11,7 +11,7 @@ use crate::format::{BUFFER, ENTRY, HEADER, Header, HeaderFault, Run, run_ok};
 /// Zeroes handed out for runs that have no page data.
 const ZEROES: &[u8] = &[0; 64 * 1024];
 
-/// A layer whose header, table and length have been verified. Its page data is verified by [`Layer::apply`].
+/// A layer whose header, table and length have been verified. Its page data is verified by [`Layer::verify`] and [`Layer::visit`].
 #[derive(Debug)]
 pub struct Layer {
     path: PathBuf,
@@ -121,16 +121,9 @@ impl Layer {
         self.each_data(|_, _| Ok(()))
     }
 
-    /// Hands every page to `write`, as offset and content, at most 1 MiB at a time. The page data is verified
-    /// before `write` is called for the first time, so a damaged layer is never half applied.
-    pub fn apply(&self, write: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> Result<(), ReadError> {
-        self.verify()?;
-        // The checksum is checked again: the file may have changed under us, or the disk lied once.
-        self.visit(write)
-    }
-
-    /// Hands every page to `look`, and says afterwards whether all was as it should have been: what was done with them must
-    /// be worth nothing if not. Half as much to read as [`Layer::apply`].
+    /// Hands every page to `look`, as offset and content, at most 1 MiB at a time, and says afterwards whether all was as it
+    /// should have been: what was done with them must be worth nothing if not. Whoever cannot undo it asks
+    /// [`Layer::verify`] first.
     pub fn visit(&self, look: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> Result<(), ReadError> {
         let mut put = |offset, bytes: &[u8]| {
             look(offset, bytes).map_err(|source| ReadError::Apply { path: self.path.clone(), offset, source })

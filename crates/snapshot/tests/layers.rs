@@ -40,12 +40,16 @@ fn write(path: &Path, memory: &[u8], runs: &[Range<u64>]) -> snapshot::LayerStat
     .unwrap()
 }
 
-/// Applies a layer over memory of 0xEE, counting the calls.
+/// Applies a layer over memory of 0xEE once it is verified, counting the calls.
 fn apply(path: &Path, bytes: usize) -> (Result<Vec<u8>, ReadError>, usize) {
     let mut memory = vec![0xEE; bytes];
     let mut calls = 0;
     let applied = open_layer(path).and_then(|layer| {
-        layer.apply(&mut |offset, content| {
+        if let Err(damaged) = layer.verify() {
+            assert!(layer.visit(&mut |_, _| Ok(())).is_err(), "seen before, and not afterwards");
+            return Err(damaged);
+        }
+        layer.visit(&mut |offset, content| {
             calls += 1;
             assert!(content.len() <= 1 << 20);
             memory[offset as usize..offset as usize + content.len()].copy_from_slice(content);

@@ -148,7 +148,7 @@ fn layer(changes: &Changes, to: &Path) -> ChangedPages {
         file: to.to_owned(),
         touched: None,
         record: None,
-        apply: Box::new(move |write| Ok(layer.apply(write)?)),
+        apply: Box::new(move |write| Ok(layer.visit(write)?)),
     }
 }
 
