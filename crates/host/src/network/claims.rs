@@ -3,34 +3,33 @@
 
 use std::{
     collections::BTreeMap,
-    os::fd::OwnedFd,
     sync::{Mutex, MutexGuard, Weak},
 };
 
 /// How many VMs a host can have at once: its addresses are a /18, four to a VM.
 pub const SLOTS: u32 = 4096;
 
-/// The slots that are not free.
-#[derive(Debug, Default)]
-pub(super) struct Claims(Mutex<State>);
+/// The slots that are not free. Whoever uses one has a handle, an `H`, which is known here by whether it is still there.
+#[derive(Debug)]
+pub struct Claims<H>(Mutex<State<H>>);
 
-#[derive(Debug, Default)]
-struct State {
-    slots: BTreeMap<u32, Claim>,
+#[derive(Debug)]
+struct State<H> {
+    slots: BTreeMap<u32, Claim<H>>,
     /// Where the search for a free slot starts. Slots go round, because the kernel takes down the links of a deleted
     /// namespace a little later, and their names with them.
     next: u32,
 }
 
 #[derive(Debug)]
-enum Claim {
+enum Claim<H> {
     /// It is being made or removed.
     AtWork,
     /// Whoever has this handle uses it.
-    Handle(Weak<OwnedFd>),
+    Handle(Weak<H>),
 }
 
-impl Claim {
+impl<H> Claim<H> {
     fn is_abandoned(&self) -> bool {
         matches!(self, Self::Handle(handle) if handle.strong_count() == 0)
     }
@@ -38,43 +37,49 @@ impl Claim {
 
 /// Work on a slot. Dropped before its end, it leaves the slot to nobody.
 #[derive(Debug)]
-pub(super) struct Work<'a> {
-    claims: &'a Claims,
+pub struct Work<'a, H> {
+    claims: &'a Claims<H>,
     slot: u32,
 }
 
-impl Work<'_> {
+impl<H> Work<'_, H> {
     /// Which slot.
-    pub(super) fn slot(&self) -> u32 {
+    pub fn slot(&self) -> u32 {
         self.slot
     }
 
     /// It is whoever's who has this handle.
-    pub(super) fn hand_over(self, handle: Weak<OwnedFd>) {
+    pub fn hand_over(self, handle: Weak<H>) {
         self.claims.locked().slots.insert(self.slot, Claim::Handle(handle));
         std::mem::forget(self);
     }
 
     /// There is nothing in it any more.
-    pub(super) fn free(self) {
+    pub fn free(self) {
         self.claims.locked().slots.remove(&self.slot);
         std::mem::forget(self);
     }
 }
 
-impl Drop for Work<'_> {
+impl<H> Drop for Work<'_, H> {
     fn drop(&mut self) {
         self.claims.locked().slots.insert(self.slot, Claim::Handle(Weak::new()));
     }
 }
 
-impl Claims {
-    fn locked(&self) -> MutexGuard<'_, State> {
+impl<H> Default for Claims<H> {
+    fn default() -> Self {
+        Self(Mutex::new(State { slots: BTreeMap::new(), next: 0 }))
+    }
+}
+
+impl<H> Claims<H> {
+    fn locked(&self) -> MutexGuard<'_, State<H>> {
         self.0.lock().expect("no holder of this lock panics")
     }
 
     /// A free slot; `None` if there is none.
-    pub(super) fn reserve(&self) -> Option<Work<'_>> {
+    pub fn reserve(&self) -> Option<Work<'_, H>> {
         let mut state = self.locked();
         let start = state.next;
         let mut slots = (0..SLOTS).map(|offset| (start + offset) % SLOTS);
@@ -85,21 +90,21 @@ impl Claims {
     }
 
     /// A slot that its user, or whoever comes after a restart, is done with; `None` if somebody is at it already.
-    pub(super) fn give_back(&self, slot: u32) -> Option<Work<'_>> {
+    pub fn give_back(&self, slot: u32) -> Option<Work<'_, H>> {
         self.take_if(slot, |claim| !matches!(claim, Some(Claim::AtWork)))
     }
 
     /// A slot that is nobody's, free or abandoned.
-    pub(super) fn reclaim(&self, slot: u32) -> Option<Work<'_>> {
+    pub fn reclaim(&self, slot: u32) -> Option<Work<'_, H>> {
         self.take_if(slot, |claim| claim.is_none_or(Claim::is_abandoned))
     }
 
     /// A slot that somebody had and left.
-    pub(super) fn reclaim_abandoned(&self, slot: u32) -> Option<Work<'_>> {
+    pub fn reclaim_abandoned(&self, slot: u32) -> Option<Work<'_, H>> {
         self.take_if(slot, |claim| claim.is_some_and(Claim::is_abandoned))
     }
 
-    fn take_if(&self, slot: u32, may: impl FnOnce(Option<&Claim>) -> bool) -> Option<Work<'_>> {
+    fn take_if(&self, slot: u32, may: impl FnOnce(Option<&Claim<H>>) -> bool) -> Option<Work<'_, H>> {
         let mut state = self.locked();
         if !may(state.slots.get(&slot)) {
             return None;
@@ -109,24 +114,24 @@ impl Claims {
     }
 
     /// The slot of a namespace that was found and is used from now on.
-    pub(super) fn adopt(&self, slot: u32, handle: Weak<OwnedFd>) {
+    pub fn adopt(&self, slot: u32, handle: Weak<H>) {
         self.locked().slots.insert(slot, Claim::Handle(handle));
     }
 
     /// Did somebody have this slot and leave it?
-    pub(super) fn is_abandoned(&self, slot: u32) -> bool {
+    pub fn is_abandoned(&self, slot: u32) -> bool {
         self.locked().slots.get(&slot).is_some_and(Claim::is_abandoned)
     }
 
     /// Slots that somebody had and left.
-    pub(super) fn abandoned(&self) -> Vec<u32> {
+    pub fn abandoned(&self) -> Vec<u32> {
         self.locked().slots.iter().filter(|(_, claim)| claim.is_abandoned()).map(|(slot, _)| *slot).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, sync::Arc};
+    use std::{fs::File, os::fd::OwnedFd, sync::Arc};
 
     use super::*;
 
@@ -136,7 +141,7 @@ mod tests {
 
     #[test]
     fn what_is_used_or_worked_on_is_nobody_elses() {
-        let claims = Claims::default();
+        let claims = Claims::<OwnedFd>::default();
         let handle = handle();
         let making = claims.reserve().unwrap();
         let slot = making.slot();
@@ -153,7 +158,7 @@ mod tests {
 
     #[test]
     fn what_was_dropped_half_way_is_nobodys() {
-        let claims = Claims::default();
+        let claims = Claims::<OwnedFd>::default();
         let slot = claims.reserve().unwrap().slot();
         assert_eq!(claims.abandoned(), [slot], "its making was dropped");
         let handle = handle();
@@ -167,7 +172,7 @@ mod tests {
 
     #[test]
     fn slots_go_round_and_come_to_an_end() {
-        let claims = Claims::default();
+        let claims = Claims::<OwnedFd>::default();
         let first = claims.reserve().unwrap();
         assert_eq!(first.slot(), 0);
         first.free();

@@ -12,7 +12,7 @@
 //! connections being tracked) is left for the next. The host's own addresses and every private network are out of a
 //! guest's reach; see [`rules`].
 
-mod claims;
+pub mod claims;
 mod namespace;
 mod pool;
 pub mod rules;

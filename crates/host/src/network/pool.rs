@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeSet, HashSet, VecDeque},
     net::{IpAddr, Ipv4Addr},
     ops::Range,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
@@ -33,7 +34,7 @@ pub struct Pool {
     first_uid: u32,
     network: Ipv4Addr,
     config: PoolConfig,
-    claims: Claims,
+    claims: Claims<OwnedFd>,
     ready: Mutex<VecDeque<Namespace>>,
     wanted: Notify,
 }
@@ -169,7 +170,7 @@ impl Pool {
         }
     }
 
-    async fn remove(&self, work: Work<'_>) {
+    async fn remove(&self, work: Work<'_, OwnedFd>) {
         let plan = self.plan(work.slot());
         // Sockets still open in the namespace keep it and its links alive, so the link goes first, by itself.
         Namespace::unlink(&plan.host_link).await;

@@ -20,7 +20,6 @@ mod frozen;
 mod guest;
 mod images;
 pub mod many;
-mod networks;
 mod place;
 mod platform;
 mod server;

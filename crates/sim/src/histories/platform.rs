@@ -13,7 +13,10 @@ use std::{
 use api::{directory::AppStream, host::Egress};
 use builder::{BuildError, Built, ImageConfig, Job, ScratchDiskError};
 use host::{
-    network::NetworkError,
+    network::{
+        NetworkError,
+        claims::{Claims, Work},
+    },
     platform::{Network, Platform, PreparedVm, SharedNetwork, SharedVm, Vm, VmPlace, VmPlan},
 };
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -25,7 +28,6 @@ use vmm::{
 
 use super::{
     guest::Guest,
-    networks::{Claims, Work},
     vm::{Devices, Doing, Memory, PAGE, Parts, PretendVm},
     world::{COMMON, Verdict, World},
 };
@@ -42,6 +44,16 @@ const BUFFER: usize = 64 * 1024;
 /// Free disk, when there is any.
 const FREE_BYTES: u64 = 1 << 40;
 
+/// The network in this slot.
+fn name_of(slot: u32) -> String {
+    format!("net-{slot}")
+}
+
+/// The slot of a network of this name.
+fn slot_of(name: &str) -> u32 {
+    name.strip_prefix("net-").and_then(|slot| slot.parse().ok()).expect("a name that was made here")
+}
+
 fn refused() -> io::Error {
     io::Error::other("the simulation says no")
 }
@@ -50,7 +62,7 @@ fn refused() -> io::Error {
 pub struct Pretended {
     world: Arc<World>,
     life: u32,
-    claims: Claims,
+    claims: Claims<()>,
 }
 
 /// A daemon's handle on a VM.
@@ -245,17 +257,17 @@ impl Pretended {
         self.world.networks.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
-    async fn remove(&self, work: Work<'_>) {
+    async fn remove(&self, work: Work<'_, ()>) {
         if self.world.call(self.life, COMMON, "give back network").await == Verdict::Fails {
             return;
         }
-        let name = work.network();
+        let name = name_of(work.slot());
         for vm in self.vms() {
             if vm.lives() && vm.network == name {
                 self.world.violated(format_args!("the network of {} goes while it lives", self.world.name(&vm.who)));
             }
         }
-        self.world.networks.lock().unwrap_or_else(PoisonError::into_inner).0.remove(name);
+        self.world.networks.lock().unwrap_or_else(PoisonError::into_inner).0.remove(&name);
         work.free();
     }
 
@@ -402,23 +414,27 @@ impl Platform for Pretended {
         if self.world.call(self.life, COMMON, "take network").await == Verdict::Fails {
             return Err(NetworkError::Failed { program: "ip", stderr: "the simulation says no".to_owned() });
         }
-        let name = {
+        let slot = {
             let mut networks = self.world.networks.lock().unwrap_or_else(PoisonError::into_inner);
             networks.1 += 1;
-            let name = format!("net-{}", networks.1);
-            networks.0.insert(name.clone());
-            name
+            let slot = networks.1;
+            networks.0.insert(name_of(slot));
+            slot
         };
-        let work = self.claims.make(&name);
+        let work = self.claims.reclaim(slot).expect("its number is new");
         self.world.done(self.life, COMMON, "take network").await;
-        Ok(self.wire(&name, work.hand_over()))
+        let held = Arc::new(());
+        work.hand_over(Arc::downgrade(&held));
+        Ok(self.wire(&name_of(slot), held))
     }
 
     fn adopt_network(&self, name: &str) -> Result<SharedNetwork, NetworkError> {
         if !self.networks().contains(name) {
             return Err(NetworkError::Open { name: name.to_owned(), source: io::ErrorKind::NotFound.into() });
         }
-        Ok(self.wire(name, self.claims.adopt(name)))
+        let held = Arc::new(());
+        self.claims.adopt(slot_of(name), Arc::downgrade(&held));
+        Ok(self.wire(name, held))
     }
 
     /// None are counted: nothing in a pretended guest speaks of its own accord.
@@ -427,13 +443,13 @@ impl Platform for Pretended {
     }
 
     async fn give_back_network(&self, name: &str) {
-        if let Some(work) = self.claims.give_back(name) {
+        if let Some(work) = self.claims.give_back(slot_of(name)) {
             self.remove(work).await;
         }
     }
 
     async fn give_back_abandoned_network(&self, name: &str) {
-        if let Some(work) = self.claims.reclaim_abandoned(name) {
+        if let Some(work) = self.claims.reclaim_abandoned(slot_of(name)) {
             self.remove(work).await;
         }
     }
@@ -441,9 +457,9 @@ impl Platform for Pretended {
     async fn reclaim(&self, recorded: &HashSet<String>) {
         let mut names = self.networks();
         names.extend(self.vms().iter().filter(|vm| vm.lives()).map(|vm| vm.network.clone()));
-        names.extend(self.claims.abandoned());
+        names.extend(self.claims.abandoned().into_iter().map(name_of));
         for name in names.iter().filter(|name| !recorded.contains(*name)) {
-            let Some(work) = self.claims.reclaim(name) else { continue };
+            let Some(work) = self.claims.reclaim(slot_of(name)) else { continue };
             self.world.log(format_args!("reclaiming {name}"));
             let mut ended = true;
             for vm in self.vms().iter().filter(|vm| vm.network == *name && vm.lives()) {
@@ -505,7 +521,7 @@ impl Platform for Pretended {
 
     async fn end_vms_in(&self, network: &str) -> Result<(), KillError> {
         // One that somebody has again belongs to another VM by now.
-        if !self.claims.is_abandoned(network) {
+        if !self.claims.is_abandoned(slot_of(network)) {
             return Ok(());
         }
         for vm in self.vms() {
