@@ -1,6 +1,9 @@
 //! What the edge asks: of control, which microVM is this and may it be woken; of a host, a byte stream to its app.
 
-use crate::ids::{EndpointId, MicrovmId, VmId};
+use crate::{
+    ids::{EndpointId, MicrovmId, VmId},
+    size::Size,
+};
 
 /// Why a microVM cannot take a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,6 +30,9 @@ pub enum Unavailable {
 pub trait Directory: Send + Sync + 'static {
     /// The microVM behind an endpoint; `None` if there is no such endpoint.
     async fn microvm_at(&self, endpoint: &EndpointId) -> Option<MicrovmId>;
+
+    /// The size of a microVM, which the edge's limits may depend on; `None` if it is not known any more.
+    fn size_of(&self, microvm: &MicrovmId) -> Option<Size>;
 
     /// Returns once the microVM runs: at once if it does, after its launch, suspend or resume in progress, waking it if
     /// it is suspended and its policy says so. Many callers, one wake.

@@ -6,6 +6,7 @@ use api::{
     directory::{Directory, Unavailable},
     ids::{EndpointId, MicrovmId, VmId},
     microvms::MicrovmState as State,
+    size::Size,
 };
 use tokio::time::timeout;
 
@@ -22,6 +23,10 @@ use crate::{
 impl Directory for Control {
     async fn microvm_at(&self, endpoint: &EndpointId) -> Option<MicrovmId> {
         self.shared.registry.at(endpoint)
+    }
+
+    fn size_of(&self, microvm: &MicrovmId) -> Option<Size> {
+        self.shared.registry.get(microvm).map(|handle| handle.size)
     }
 
     async fn awake(&self, microvm: &MicrovmId) -> Result<VmId, Unavailable> {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    error::Error,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -14,7 +15,13 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use crate::{activity::Activity, client_io::Busy, pool::Share};
+use crate::{
+    activity::Activity,
+    allowance::Seat,
+    client_io::{Busy, Served},
+    pace::Pace,
+    pool::Share,
+};
 
 /// How much of an unwanted rest is read, and for how long.
 #[derive(Debug, Clone, Copy)]
@@ -33,19 +40,49 @@ pub(crate) struct RequestBody {
     before: VecDeque<Frame<Bytes>>,
     /// It is one stream of many, with an end of its own.
     http2: bool,
-    activity: Option<Arc<Activity>>,
+    /// How many bytes more it may have.
+    left: u64,
+    of: Option<Of>,
+    pace: Pace,
     linger: Option<Linger>,
+}
+
+/// Whose body it is.
+struct Of {
+    activity: Arc<Activity>,
+    served: Served,
 }
 
 impl RequestBody {
     /// `linger` is `None` if the client has not been told to send yet, and so will not, or if it can be told to stop.
-    pub(crate) fn new(inner: Incoming, version: Version, linger: Option<Linger>) -> Self {
-        Self { inner: Some(inner), before: VecDeque::new(), http2: version == Version::HTTP_2, activity: None, linger }
+    pub(crate) fn new(inner: Incoming, version: Version, limit: u64, linger: Option<Linger>) -> Self {
+        Self {
+            inner: Some(inner),
+            before: VecDeque::new(),
+            http2: version == Version::HTTP_2,
+            left: limit,
+            of: None,
+            pace: Pace::default(),
+            linger,
+        }
     }
 
     /// The body of a request that had none, for its second attempt.
     pub(crate) fn none() -> Self {
-        Self { inner: None, before: VecDeque::new(), http2: false, activity: None, linger: None }
+        Self {
+            inner: None,
+            before: VecDeque::new(),
+            http2: false,
+            left: 0,
+            of: None,
+            pace: Pace::default(),
+            linger: None,
+        }
+    }
+
+    /// Is it longer than it may be, by what it says itself?
+    pub(crate) fn is_too_long(&self) -> bool {
+        self.size_hint().lower() > self.left
     }
 
     /// Puts what was taken from it back.
@@ -53,9 +90,10 @@ impl RequestBody {
         self.before = frames;
     }
 
-    /// From now on the bytes count for this.
-    pub(crate) fn count_for(&mut self, activity: Arc<Activity>) {
-        self.activity = Some(activity);
+    /// From now on the bytes count for these, and go by the seat's bandwidth.
+    pub(crate) fn count_for(&mut self, activity: Arc<Activity>, served: Served, seat: &Seat) {
+        self.of = Some(Of { activity, served });
+        self.pace = Pace::of(seat.bandwidth());
     }
 }
 
@@ -67,19 +105,35 @@ impl Body for RequestBody {
         if let Some(frame) = self.before.pop_front() {
             return Poll::Ready(Some(Ok(frame)));
         }
-        let http2 = self.http2;
-        let Some(inner) = self.inner.as_mut() else { return Poll::Ready(None) };
-        let frame = match std::task::ready!(Pin::new(&mut *inner).poll_frame(cx)) {
-            None if broke_off(inner, http2) => Some(Err(RequestError::TakenBack(h2::Reason::CANCEL.into()))),
-            frame => frame.map(|frame| frame.map_err(RequestError::Client)),
-        };
-        match &frame {
-            Some(Ok(_)) => {
-                if let Some(activity) = &self.activity {
-                    activity.bytes();
+        let Self { inner, http2, left, of, pace, .. } = &mut *self;
+        let Some(incoming) = inner.as_mut() else { return Poll::Ready(None) };
+        std::task::ready!(pace.poll_turn(cx));
+        let frame = match std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+            None if broke_off(incoming, *http2) => Some(Err(RequestError::TakenBack(h2::Reason::CANCEL.into()))),
+            Some(Ok(frame)) => {
+                let length = length(&frame);
+                match left.checked_sub(length as u64) {
+                    Some(rest) => {
+                        *left = rest;
+                        pace.took(length);
+                        Some(Ok(frame))
+                    }
+                    None => Some(Err(RequestError::TooLong)),
                 }
             }
-            Some(Err(_)) | None => self.inner = None,
+            Some(Err(error)) => Some(Err(RequestError::Client(error))),
+            None => None,
+        };
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(Of { activity, served }) = of {
+                    activity.bytes();
+                    served.useful_bytes(length(frame) as u64);
+                }
+            }
+            // There is more of it, which keeps the client from seeing the answer.
+            Some(Err(RequestError::TooLong)) => {}
+            Some(Err(_)) | None => *inner = None,
         }
         Poll::Ready(frame)
     }
@@ -89,7 +143,7 @@ impl Body for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let before: u64 = self.before.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
+        let before: u64 = self.before.iter().map(|frame| length(frame) as u64).sum();
         let rest = self.inner.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint);
         rest.exact().map_or_else(SizeHint::default, |rest| SizeHint::with_exact(before + rest))
     }
@@ -105,13 +159,16 @@ impl Drop for RequestBody {
             runtime.spawn(tokio::time::timeout(linger.time, async move {
                 let mut left = linger.bytes;
                 while let Some(Ok(frame)) = rest.frame().await {
-                    let length = frame.data_ref().map_or(0, |data| data.len() as u64);
-                    let Some(remaining) = left.checked_sub(length) else { return };
+                    let Some(remaining) = left.checked_sub(length(&frame) as u64) else { return };
                     left = remaining;
                 }
             }));
         }
     }
+}
+
+fn length(frame: &Frame<Bytes>) -> usize {
+    frame.data_ref().map_or(0, Bytes::len)
 }
 
 /// Did a message end before its end? A reset that says "no error" looks like an end to the library, and whoever gets
@@ -127,6 +184,22 @@ pub(crate) enum RequestError {
     Client(#[source] hyper::Error),
     #[error("the client took its request back")]
     TakenBack(#[source] h2::Error),
+    #[error("the client's request is longer than it may be")]
+    TooLong,
+}
+
+impl RequestError {
+    /// The one that is at the bottom of another, if one is.
+    pub(crate) fn in_chain<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(found) = error.downcast_ref() {
+                return Some(found);
+            }
+            next = error.source();
+        }
+        None
+    }
 }
 
 /// Why a response broke off. An HTTP/2 client is told the reason in the source.
@@ -144,7 +217,7 @@ pub(crate) enum ReplyError {
 pub(crate) struct ReplyBody {
     kind: Kind,
     /// The connection is not idle until this is gone.
-    _busy: Busy,
+    busy: Busy,
 }
 
 enum Kind {
@@ -154,28 +227,37 @@ enum Kind {
         http2: bool,
         activity: Arc<Activity>,
         silence: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+        pace: Pace,
         /// Its connection is in use until this is gone.
         _share: Option<Share>,
+        /// And the client's counts for its microVM.
+        _seat: Arc<Seat>,
     },
 }
 
+/// What an answer of an app holds while it lasts.
+pub(crate) struct Held {
+    pub(crate) activity: Arc<Activity>,
+    pub(crate) share: Option<Share>,
+    pub(crate) seat: Arc<Seat>,
+}
+
 impl ReplyBody {
-    pub(crate) fn own(text: &'static str, busy: Busy) -> Self {
-        Self { kind: Kind::Own((!text.is_empty()).then(|| Bytes::from_static(text.as_bytes()))), _busy: busy }
+    pub(crate) fn own(text: &'static str, mut busy: Busy) -> Self {
+        busy.whole();
+        Self { kind: Kind::Own((!text.is_empty()).then(|| Bytes::from_static(text.as_bytes()))), busy }
     }
 
     /// `version` is that of the answer.
-    pub(crate) fn app(
-        inner: Incoming,
-        version: Version,
-        share: Option<Share>,
-        activity: Arc<Activity>,
-        silence: Duration,
-        busy: Busy,
-    ) -> Self {
+    pub(crate) fn app(inner: Incoming, version: Version, held: Held, silence: Duration, mut busy: Busy) -> Self {
+        let Held { activity, share, seat } = held;
+        if inner.is_end_stream() {
+            busy.whole();
+        }
         let silence = Box::pin(Arc::clone(&activity).silence(silence));
         let http2 = version == Version::HTTP_2;
-        Self { kind: Kind::App { inner, http2, activity, silence, _share: share }, _busy: busy }
+        let pace = Pace::of(seat.bandwidth());
+        Self { kind: Kind::App { inner, http2, activity, silence, pace, _share: share, _seat: seat }, busy }
     }
 }
 
@@ -184,18 +266,32 @@ impl Body for ReplyBody {
     type Error = ReplyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
-        match &mut self.kind {
+        let Self { kind, busy } = &mut *self;
+        busy.taken();
+        match kind {
             Kind::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Kind::App { inner, http2, activity, silence, .. } => match Pin::new(&mut *inner).poll_frame(cx) {
-                Poll::Ready(None) if broke_off(inner, *http2) => Poll::Ready(Some(Err(ReplyError::TakenBack))),
-                Poll::Ready(frame) => {
-                    if let Some(Ok(_)) = &frame {
+            Kind::App { inner, http2, activity, silence, pace, .. } => {
+                std::task::ready!(pace.poll_turn(cx));
+                let frame = match Pin::new(&mut *inner).poll_frame(cx) {
+                    Poll::Ready(None) if broke_off(inner, *http2) => Some(Err(ReplyError::TakenBack)),
+                    Poll::Ready(frame) => frame.map(|frame| frame.map_err(ReplyError::App)),
+                    Poll::Pending => return silence.as_mut().poll(cx).map(|()| Some(Err(ReplyError::Silent))),
+                };
+                match &frame {
+                    Some(Ok(frame)) => {
+                        let length = length(frame);
                         activity.bytes();
+                        pace.took(length);
+                        busy.hands(length);
+                        if inner.is_end_stream() {
+                            busy.whole();
+                        }
                     }
-                    Poll::Ready(frame.map(|frame| frame.map_err(ReplyError::App)))
+                    // That it broke off is not the client's doing.
+                    Some(Err(_)) | None => busy.whole(),
                 }
-                Poll::Pending => silence.as_mut().poll(cx).map(|()| Some(Err(ReplyError::Silent))),
-            },
+                Poll::Ready(frame)
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -20,6 +20,11 @@ use tokio::{
     time::Sleep,
 };
 
+use crate::stall::Impatient;
+
+/// How much of the wire a request's head may be before it is nothing but a flood's: more than nearly all are.
+const HEAD_BYTES: u64 = 4096;
+
 /// Counts what is being served on one connection.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Served(Arc<Counts>);
@@ -28,13 +33,40 @@ pub(crate) struct Served(Arc<Counts>);
 struct Counts {
     begun: AtomicUsize,
     ended: AtomicUsize,
+    /// Of those that ended, how many before their end.
+    abandoned: AtomicUsize,
+    /// Bytes that carried something, in either direction, heads included.
+    useful: AtomicU64,
+    /// Answers of which a piece waits for the client to take it.
+    held: AtomicUsize,
+    /// Changes whenever a piece of an answer was taken.
+    taken: AtomicUsize,
 }
 
 impl Served {
     /// Something is being served until the guard is dropped.
     pub(crate) fn busy(&self) -> Busy {
         self.0.begun.fetch_add(1, Ordering::Relaxed);
-        Busy(Arc::clone(&self.0))
+        self.useful_bytes(HEAD_BYTES);
+        Busy { counts: Arc::clone(&self.0), whole: false, holds: false }
+    }
+
+    /// So many bytes carried something.
+    pub(crate) fn useful_bytes(&self, bytes: u64) {
+        self.0.useful.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn useful(&self) -> u64 {
+        self.0.useful.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn begun(&self) -> usize {
+        self.0.begun.load(Ordering::Relaxed)
+    }
+
+    /// How many requests the client left before their answer's end.
+    pub(crate) fn abandoned(&self) -> usize {
+        self.0.abandoned.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_busy(&self) -> bool {
@@ -61,21 +93,68 @@ impl Served {
             (limit, before) = (then, now);
         }
     }
+
+    /// Returns once the client has taken nothing of what it is sent for `limit`; at the latest after half as long again.
+    /// HTTP/2 needs it, where a client says per request how much it takes: what it reads from its socket tells nothing.
+    pub(crate) async fn stalled(&self, limit: Duration) {
+        let mut before = None;
+        loop {
+            tokio::time::sleep(limit / 2).await;
+            let waits = self.0.held.load(Ordering::Relaxed) > 0;
+            let taken = self.0.taken.load(Ordering::Relaxed);
+            before = match before {
+                _ if !waits => None,
+                Some((same, looks)) if same == taken && looks == 2 => return,
+                Some((same, looks)) if same == taken => Some((same, looks + 1)),
+                _ => Some((taken, 1)),
+            };
+        }
+    }
 }
 
 /// While it lives, its connection is serving a request.
 #[derive(Debug)]
-pub(crate) struct Busy(Arc<Counts>);
+pub(crate) struct Busy {
+    counts: Arc<Counts>,
+    whole: bool,
+    holds: bool,
+}
+
+impl Busy {
+    /// The answer came to its end, or to a change of protocol.
+    pub(crate) fn whole(&mut self) {
+        self.whole = true;
+    }
+
+    /// A piece of the answer is there for the client.
+    pub(crate) fn hands(&mut self, bytes: usize) {
+        self.counts.useful.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.holds = true;
+        self.counts.held.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What was there has gone.
+    pub(crate) fn taken(&mut self) {
+        if std::mem::take(&mut self.holds) {
+            self.counts.held.fetch_sub(1, Ordering::Relaxed);
+            self.counts.taken.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.ended.fetch_add(1, Ordering::Release);
+        self.taken();
+        if !self.whole {
+            self.counts.abandoned.fetch_add(1, Ordering::Relaxed);
+        }
+        self.counts.ended.fetch_add(1, Ordering::Release);
     }
 }
 
 /// The stream.
 pub(crate) struct ClientIo<S> {
-    inner: S,
+    inner: Impatient<S>,
     served: Served,
     head_limit: Duration,
     /// Running while a head is being waited for that has begun; on a new connection from the start.
@@ -83,7 +162,8 @@ pub(crate) struct ClientIo<S> {
 }
 
 impl<S> ClientIo<S> {
-    pub(crate) fn new(inner: S, served: Served, head_limit: Duration) -> Self {
+    pub(crate) fn new(inner: S, served: Served, head_limit: Duration, stall_limit: Duration) -> Self {
+        let inner = Impatient::new(inner, stall_limit);
         let head_deadline = Some(Box::pin(tokio::time::sleep(head_limit)));
         Self { inner, served, head_limit, head_deadline }
     }

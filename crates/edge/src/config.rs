@@ -2,6 +2,12 @@
 
 use std::time::Duration;
 
+use api::size::Size;
+use serde::{Deserialize, Serialize};
+
+/// A wait without an end. As long as the timers of the runtime can be set for, more or less; nothing waits for it.
+pub const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
 /// What one edge serves.
 #[derive(Debug, Clone)]
 pub struct EdgeConfig {
@@ -20,7 +26,12 @@ pub struct Limits {
     pub request_head: Duration,
     /// How long a client's connection may stay open between requests.
     pub client_idle: Duration,
-    /// Longest time without a byte in either direction inside one request, upgraded ones included.
+    /// How long a client may take nothing of what it is sent; [`NEVER`] for as long as it likes.
+    pub client_stall: Duration,
+    /// Longest time without a byte in either direction before an app begins its answer: the limit on a request, which no
+    /// stream or WebSocket is under once it has begun. [`NEVER`] for none.
+    pub answer: Duration,
+    /// Longest time without a byte in either direction after that, upgraded requests included; [`NEVER`] for none.
     pub silence: Duration,
     /// Longest wait for a microVM to run and a connection to its VM.
     pub wake: Duration,
@@ -38,6 +49,10 @@ pub struct Limits {
     pub connections: usize,
     /// Connections beyond that which are accepted only to be told 429; past these the kernel's queue holds newcomers.
     pub connections_refused: usize,
+    /// Connections to apps at once, with those kept for the next request; when there are none left, a request is told 429.
+    pub upstream_connections: usize,
+    /// What each microVM may take.
+    pub per_microvm: PerMicrovm,
     /// Requests that may wait for one microVM to run; the next is told 429.
     pub waiting_per_microvm: usize,
     /// Requests that may wait for microVMs to run, all together.
@@ -46,6 +61,8 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Most header fields in a head.
     pub header_fields: usize,
+    /// Longest body of a request, in bytes; longer ones are told 413.
+    pub request_body_bytes: u64,
     /// Requests that one HTTP/2 connection of a client may have open at once.
     pub h2_streams: u32,
     /// How many bytes a client may be ahead of the app in one HTTP/2 request.
@@ -58,6 +75,12 @@ pub struct Limits {
     pub h2_resets_unseen: usize,
     /// HTTP/2 streams that were reset because the client broke the protocol on them; one more ends the connection.
     pub h2_resets_for_errors: usize,
+    /// Requests that a client may leave before their answer's end on one HTTP/2 connection; beyond that, the connection
+    /// ends once they are more than half of all.
+    pub h2_abandoned: usize,
+    /// Bytes of frames that carry nothing which a client may send on one HTTP/2 connection, beside seven for each that
+    /// carries something; more end the connection.
+    pub h2_idle_bytes: u64,
     /// How much of a body nobody wants is read, so that the client gets to see the answer. HTTP/1.1 alone needs it.
     pub linger_bytes: u64,
     /// How long it is read for.
@@ -75,8 +98,13 @@ impl Limits {
             tls_handshake: Duration::from_secs(10),
             // A head is one packet or a few: who needs longer is holding a connection, not sending a request.
             request_head: Duration::from_secs(10),
-            // Longer than the pools of the usual clients keep connections, so that they close first and do not race us.
-            client_idle: Duration::from_secs(60),
+            // Longer than the pools of the usual clients keep connections (those of Go and reqwest 90 s), so that they close
+            // first and do not race us.
+            client_idle: Duration::from_secs(120),
+            // A player that is paused, a pager that is being read; what is held meanwhile is a connection to the app, and
+            // buffers.
+            client_stall: Duration::from_secs(300),
+            answer: Duration::from_secs(3600),
             // An agent may think long before its first byte. A silent microVM with an idle policy is suspended sooner,
             // which ends its streams; this is for those without one.
             silence: Duration::from_secs(3600),
@@ -91,10 +119,13 @@ impl Limits {
             // As many as a busy app has in use at a time; each costs memory in the guest too.
             upstream_idle_per_port: 32,
             upstream_idle_total: 1024,
-            // Each may hold about 200 KiB of buffers with HTTP/1.1, so these are bounded by memory: 200 MiB. With HTTP/2
-            // it is as little while the apps and the clients read what they are sent.
-            connections: 1024,
+            // Bounded by memory: an idle one takes some 20 KiB, so all 320 MiB; one whose app or client does not read
+            // holds about 200 KiB of buffers.
+            connections: 16_384,
             connections_refused: 64,
+            // One for each client. Requests that share an HTTP/2 connection of their client have one each, too.
+            upstream_connections: 16_384,
+            per_microvm: PerMicrovm::standard(),
             // A wake takes about a second; more clients than this will not be served well when it is done.
             waiting_per_microvm: 128,
             // Several times what a host wakes at once; one HTTP/2 connection alone may bring a hundred requests.
@@ -102,6 +133,7 @@ impl Limits {
             // Eight times what common servers take. Tokens alone may be 8000 bytes.
             head_bytes: 64 * 1024,
             header_fields: 100,
+            request_body_bytes: u64::MAX,
             // What common servers allow. More are queued by the client itself.
             h2_streams: 128,
             // A megabyte per round trip of 100 ms is 10 MB/s, about what a microVM's bandwidth allows. Constants, as a
@@ -114,6 +146,10 @@ impl Limits {
             // A client has no reason for many of either. Those it resets once they were looked at cost it the token.
             h2_resets_unseen: 32,
             h2_resets_for_errors: 256,
+            // Browsers give up requests too, when a page is left, but not most of them.
+            h2_abandoned: 500,
+            // As nginx has it. A ping a second is 17 bytes, so it takes a week of nothing else.
+            h2_idle_bytes: 1024 * 1024,
             // What is on its way when we answer early: a few bandwidth-delay products.
             linger_bytes: 8 * 1024 * 1024,
             linger: Duration::from_secs(5),
@@ -121,4 +157,70 @@ impl Limits {
             drain: Duration::from_secs(30),
         }
     }
+}
+
+/// What one microVM may take of the edge. 0 is no limit; where both are set, the lower one counts. Those per vCPU go by the
+/// vCPUs that the guest sees, as the service's do: 8 connections, 10 requests and 1,000,000 bytes a second for each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PerMicrovm {
+    /// Clients' connections at once; the next is told 429. A connection counts from its first admitted request on.
+    pub connections: u32,
+    /// The same for each vCPU.
+    pub connections_per_vcpu: u32,
+    /// Admitted requests a second, and at once after a rest; more are told 429. What goes over a WebSocket is none.
+    pub requests_per_second: u32,
+    /// The same for each vCPU.
+    pub requests_per_second_per_vcpu: u32,
+    /// Bytes of bodies and upgraded connections, both ways together, a second; more have to wait.
+    pub bytes_per_second: u64,
+    /// The same for each vCPU.
+    pub bytes_per_second_per_vcpu: u64,
+}
+
+impl PerMicrovm {
+    /// The usual limits: half of the edge's connections, so that no microVM takes all of them. Rates protect a region that
+    /// the service shares among its customers; here an app that has enough to do is slow to answer, and that is limit
+    /// enough.
+    #[must_use]
+    pub fn standard() -> Self {
+        Self { connections: 8192, ..Self::unlimited() }
+    }
+
+    /// No limits.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        Self {
+            connections: 0,
+            connections_per_vcpu: 0,
+            requests_per_second: 0,
+            requests_per_second_per_vcpu: 0,
+            bytes_per_second: 0,
+            bytes_per_second_per_vcpu: 0,
+        }
+    }
+
+    pub(crate) fn connections_of(&self, size: Size) -> Option<u32> {
+        lower(self.connections, self.connections_per_vcpu.saturating_mul(size.vcpus()))
+    }
+
+    pub(crate) fn requests_per_second_of(&self, size: Size) -> Option<u32> {
+        lower(self.requests_per_second, self.requests_per_second_per_vcpu.saturating_mul(size.vcpus()))
+    }
+
+    pub(crate) fn bytes_per_second_of(&self, size: Size) -> Option<u64> {
+        lower(self.bytes_per_second, self.bytes_per_second_per_vcpu.saturating_mul(u64::from(size.vcpus())))
+    }
+}
+
+impl Default for PerMicrovm {
+    fn default() -> Self {
+        Self::standard()
+    }
+}
+
+/// The lower of two limits of which 0 is none.
+fn lower<N: Ord + Default>(one: N, other: N) -> Option<N> {
+    let none = N::default();
+    [one, other].into_iter().filter(|limit| *limit > none).min()
 }

@@ -11,7 +11,13 @@
 //!
 //! `apps` remembers it.
 
-use std::pin::Pin;
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use api::{
     directory::{AppStream, DialError},
@@ -21,7 +27,8 @@ use http::{HeaderMap, HeaderValue, header};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::OwnedSemaphorePermit,
     time::{Instant, timeout, timeout_at},
 };
 
@@ -34,6 +41,9 @@ use crate::{
     refusal::{Refusal, chain},
     server::Shared as Edge,
 };
+
+/// How long a request waits for a connection to an app to end when there may be no more of them.
+const PERMIT_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a request asks of the connection to its app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,9 +204,22 @@ impl Reach<'_> {
         self.learn(Transport::Plain, None);
     }
 
+    /// One more connection to an app, if there may be one. When there are none left, those that nobody uses go first.
+    async fn permit(&self) -> Result<OwnedSemaphorePermit, ConnectError> {
+        let free = Arc::clone(&self.edge.upstream);
+        if let Ok(permit) = Arc::clone(&free).try_acquire_owned() {
+            return Ok(permit);
+        }
+        self.edge.pool.close_unused();
+        let permit = timeout(PERMIT_WITHIN, free.acquire_owned()).await;
+        permit.ok().and_then(Result::ok).ok_or(ConnectError::Refused(Refusal::TooManyUpstream))
+    }
+
     async fn dial(&self) -> Result<Box<dyn AppStream>, ConnectError> {
+        let permit = self.permit().await?;
         let dialling = timeout(self.edge.config.limits.dial, self.edge.dialer.dial(&self.microvm, &self.vm, self.port));
         let dialled = timeout_at(self.deadline, dialling).await.and_then(|inner| inner).map_err(|_| late())?;
+        let dialled = dialled.map(|stream| Box::new(Permitted { stream, _permit: permit }) as Box<dyn AppStream>);
         dialled.map_err(|error| match error {
             DialError::Gone => ConnectError::Gone,
             DialError::Refused { port } => Refusal::NothingListens(port).into(),
@@ -302,6 +325,44 @@ impl Reach<'_> {
                 tracing::debug!(%vm, port, cause = chain(&error), "connection to app ended");
             }
         });
+    }
+}
+
+/// An app's stream, which counts among all.
+struct Permitted {
+    stream: Box<dyn AppStream>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsyncRead for Permitted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Permitted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

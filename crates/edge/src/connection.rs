@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     client_io::{ClientIo, Served},
+    flood::Guarded,
     proxy::{self, Client},
     refusal::chain,
     server::{Places, Shared},
@@ -76,7 +77,7 @@ pub(crate) async fn exchange(
     drain: CancellationToken,
 ) {
     let served = Served::default();
-    let client = Arc::new(Client { server_name, served: served.clone(), places });
+    let client = Arc::new(Client::new(server_name, served.clone(), places));
     let ended = match version {
         Version::HTTP_2 => http2(&shared, io, client, served, drain).await,
         _ => http1(&shared, io, client, served, drain).await,
@@ -95,7 +96,7 @@ async fn http1(
 ) -> hyper::Result<()> {
     let limits = &shared.config.limits;
     let keep_alive = !client.places.is_refused();
-    let io = TokioIo::new(ClientIo::new(io, served, limits.request_head));
+    let io = TokioIo::new(ClientIo::new(io, served, limits.request_head, limits.client_stall));
     let service = service_fn(|request| proxy::answer(Arc::clone(shared), Arc::clone(&client), request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -145,12 +146,16 @@ async fn http2(
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
         // WebSocket as one stream of many.
         .enable_connect_protocol()
-        .serve_connection(TokioIo::new(io), service);
+        .serve_connection(TokioIo::new(Guarded::new(io, served.clone(), limits)), service);
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return ended,
         () = drain.cancelled() => {}
         () = served.idle(first, then) => {}
+        () = served.stalled(limits.client_stall) => {
+            tracing::debug!(fault = "client", "the client took nothing of what it was sent for too long");
+            return Ok(());
+        }
     }
     connection.as_mut().graceful_shutdown();
     // The farewell wants an answer. A client that gives none is not waited for once its requests are done.

@@ -18,25 +18,31 @@
 pub mod ca;
 mod config;
 mod server;
+mod settings;
 
 mod activity;
+mod allowance;
 mod app_tls;
 mod apps;
 mod body;
 mod client_io;
 mod connect;
 mod connection;
+mod flood;
 mod greeting;
 mod headers;
 mod hold;
+mod pace;
 mod pool;
 mod proxy;
 mod refusal;
 mod route;
+mod stall;
 mod tunnel;
 mod upstream;
 mod waiting;
 mod websocket;
 
-pub use config::{EdgeConfig, Limits};
+pub use config::{EdgeConfig, Limits, NEVER, PerMicrovm};
 pub use server::{BindError, BoundEdge, Drained, Edge};
+pub use settings::{Settings, SettingsError};

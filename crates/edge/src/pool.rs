@@ -179,6 +179,17 @@ impl Pool {
         }
     }
 
+    /// Closes all that take one request and that nobody uses, and those for many without a request.
+    pub(crate) fn close_unused(&self) {
+        let mut contents = self.contents();
+        contents.apps.retain(|_, app| {
+            app.unused.clear();
+            app.shared.retain(|(shared, _)| shared.used() > 0);
+            !app.is_empty()
+        });
+        contents.count = 0;
+    }
+
     /// Closes what was unused for too long.
     pub(crate) fn sweep(&self) {
         let mut contents = self.contents();

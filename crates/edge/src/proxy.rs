@@ -1,7 +1,11 @@
 //! One request: read, admit, forward, answer.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
 
+use api::ids::MicrovmId;
 use http::{
     HeaderValue, Request, Response, StatusCode, Uri, Version, header,
     uri::{Authority, PathAndQuery},
@@ -12,15 +16,15 @@ use uuid::Uuid;
 
 use crate::{
     activity::Activity,
-    body::{Linger, ReplyBody, RequestBody},
+    allowance::Seat,
+    body::{Held, Linger, ReplyBody, RequestBody},
     client_io::{Busy, Served},
     connect::Wants,
     headers,
-    pool::Share,
     refusal::{self, Refusal},
     route,
     server::{Places, Shared},
-    tunnel,
+    tunnel::{self, Between},
     upstream::{self, Destination, Reply},
     websocket::{self, OverHttp2},
 };
@@ -31,6 +35,26 @@ pub(crate) struct Client {
     pub(crate) served: Served,
     /// Kept as long as anything of the connection lives, a tunnel included.
     pub(crate) places: Places,
+    /// Among the connections of the microVM that it was last used for.
+    seat: Mutex<Option<Arc<Seat>>>,
+}
+
+impl Client {
+    pub(crate) fn new(server_name: Option<String>, served: Served, places: Places) -> Self {
+        Self { server_name, served, places, seat: Mutex::default() }
+    }
+
+    /// The seat of an admitted request. Without a server name in TLS, one connection may be used for several microVMs; it
+    /// counts for the last, and for each that something of it still goes on with.
+    fn seat(&self, shared: &Shared, microvm: MicrovmId) -> Result<Arc<Seat>, Refusal> {
+        // It is written in one step, so a poisoned lock is still good.
+        let mut last = self.seat.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(seat) = last.as_ref().filter(|seat| seat.microvm == microvm) {
+            return Ok(Arc::clone(seat));
+        }
+        let seat = shared.allowances.seat(microvm, || shared.directory.size_of(&microvm))?;
+        Ok(Arc::clone(last.insert(Arc::new(seat))))
+    }
 }
 
 /// The app reset the stream of a request in HTTP/2, and so does the edge, for the same reason.
@@ -44,7 +68,7 @@ pub(crate) async fn answer(
     client: Arc<Client>,
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, Reset> {
-    let busy = client.served.busy();
+    let mut busy = client.served.busy();
     let id = Uuid::new_v4();
     let id_value = headers::request_id(&id);
     let method = request.method().clone();
@@ -59,6 +83,7 @@ pub(crate) async fn answer(
             refusal.log(&id, &host, &method);
             match refusal {
                 Refusal::NoAnswer(error) if version == Version::HTTP_2 && refusal::is_reset(&error) => {
+                    busy.whole();
                     return Err(Reset(error));
                 }
                 refusal => refuse(&refusal, busy),
@@ -73,15 +98,14 @@ pub(crate) async fn answer(
 struct Answer {
     response: Response<Incoming>,
     version: Version,
-    share: Option<Share>,
-    activity: Arc<Activity>,
+    held: Held,
 }
 
 impl Answer {
     fn into_response(self, shared: &Shared, busy: Busy) -> Response<ReplyBody> {
         let silence = shared.config.limits.silence;
-        let Self { response, version, share, activity } = self;
-        response.map(|body| ReplyBody::app(body, version, share, activity, silence, busy))
+        let Self { response, version, held } = self;
+        response.map(|body| ReplyBody::app(body, version, held, silence, busy))
     }
 }
 
@@ -100,12 +124,15 @@ async fn forward(
     let http2 = head.version == Version::HTTP_2;
     let linger = (!http2 && !head.headers.contains_key(header::EXPECT))
         .then_some(Linger { bytes: limits.linger_bytes, time: limits.linger });
-    let mut body = RequestBody::new(body, head.version, linger);
+    let mut body = RequestBody::new(body, head.version, limits.request_body_bytes, linger);
     if client.places.is_refused() {
         return Err(Refusal::TooManyConnections);
     }
     if head.headers.len() > limits.header_fields {
         return Err(Refusal::TooManyFields(limits.header_fields));
+    }
+    if body.is_too_long() {
+        return Err(Refusal::BodyTooLong(limits.request_body_bytes));
     }
 
     let target = route::read(
@@ -120,9 +147,11 @@ async fn forward(
     let microvm = shared.directory.microvm_at(&endpoint).await;
     let microvm = route::admit(&claims, microvm, target.port)?;
     let port = target.port;
+    let seat = client.seat(shared, microvm)?;
+    seat.request()?;
 
     let activity = Activity::new(Arc::clone(&shared.directory), microvm);
-    body.count_for(Arc::clone(&activity));
+    body.count_for(Arc::clone(&activity), client.served.clone(), &seat);
     if http2 {
         headers::from_http2(&mut head.headers, &head.uri, !body.is_end_stream());
     }
@@ -146,7 +175,7 @@ async fn forward(
     *response.version_mut() = Version::HTTP_11;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let upgrade = upgrade.ok_or(Refusal::BadAnswer("it changes to a protocol nobody asked for"))?;
-        upgrade.begin(shared, client, &mut response, &activity)?;
+        upgrade.begin(shared, client, &mut response, &activity, &seat)?;
     } else {
         if let Some(coding) = response.headers().get(header::TRANSFER_ENCODING)
             && !coding.as_bytes().eq_ignore_ascii_case(b"chunked")
@@ -159,7 +188,7 @@ async fn forward(
         }
         headers::to_client(response.headers_mut(), None);
     }
-    Ok(Answer { response, version, share, activity })
+    Ok(Answer { response, version, held: Held { activity, share, seat } })
 }
 
 /// A change of protocol that the client asked for.
@@ -179,6 +208,7 @@ impl Upgrade {
         client: &Arc<Client>,
         response: &mut Response<Incoming>,
         activity: &Arc<Activity>,
+        seat: &Arc<Seat>,
     ) -> Result<(), Refusal> {
         let on_app = hyper::upgrade::on(&mut *response);
         let headers = response.headers_mut();
@@ -194,14 +224,16 @@ impl Upgrade {
         } else {
             headers::to_client(headers, Some(chosen));
         }
-        let (client, activity) = (Arc::clone(client), Arc::clone(activity));
-        let (silence, cut) = (shared.config.limits.silence, shared.cut.clone());
-        let on_client = self.on_client;
-        shared.tasks.spawn(async move {
-            // The tunnel keeps the connection's place, and tells its reader that no request head is awaited.
-            let _busy = client.served.busy();
+        let (client, activity, seat) = (Arc::clone(client), Arc::clone(activity), Arc::clone(seat));
+        let (shared, on_client) = (Arc::clone(shared), self.on_client);
+        let (tasks, cut) = (shared.tasks.clone(), shared.cut.clone());
+        tasks.spawn(async move {
+            // The tunnel keeps the connection's places, and tells its reader that no request head is awaited.
+            let mut busy = client.served.busy();
+            busy.whole();
+            let between = Between { activity: &activity, served: &client.served, seat: &seat };
             tokio::select! {
-                () = tunnel::join(on_client, on_app, activity, silence) => {}
+                () = tunnel::join(on_client, on_app, between, &shared.config.limits) => {}
                 () = cut.cancelled() => {}
             }
         });
@@ -227,8 +259,8 @@ fn refuse(refusal: &Refusal, busy: Busy) -> Response<ReplyBody> {
     if !refusal.body().is_empty() {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     }
-    if refusal.status() == StatusCode::TOO_MANY_REQUESTS {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    if let Some(seconds) = refusal.retry_after_seconds() {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
 }

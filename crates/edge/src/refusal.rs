@@ -29,8 +29,16 @@ pub(crate) enum Refusal {
     AuthenticationFailed(&'static str),
     #[error("the token does not cover port {0}")]
     PortDenied(u16),
+    #[error("the body has more than {0} bytes")]
+    BodyTooLong(u64),
     #[error("too many connections")]
     TooManyConnections,
+    #[error("more than {0} connections to this microVM")]
+    TooManyToMicrovm(u32),
+    #[error("too many requests a second to this microVM")]
+    TooFast { retry_after_seconds: u64 },
+    #[error("too many connections to apps")]
+    TooManyUpstream,
     #[error("too many requests wait for this microVM, or for all")]
     TooManyWaiting,
     #[error("the microVM is not available")]
@@ -63,7 +71,12 @@ impl Refusal {
             Self::TooManyFields(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::MissingAuthentication | Self::AuthenticationFailed(_) | Self::PortDenied(_) => StatusCode::FORBIDDEN,
-            Self::TooManyConnections | Self::TooManyWaiting => StatusCode::TOO_MANY_REQUESTS,
+            Self::BodyTooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooManyConnections
+            | Self::TooManyToMicrovm(_)
+            | Self::TooFast { .. }
+            | Self::TooManyUpstream
+            | Self::TooManyWaiting => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable(_)
             | Self::WakeTooSlow
             | Self::Gone
@@ -74,6 +87,14 @@ impl Refusal {
             | Self::TlsToApp(_)
             | Self::BadAnswer(_)
             | Self::Silent => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// When the client may try again, in seconds, if it helps to wait.
+    pub(crate) fn retry_after_seconds(&self) -> Option<u64> {
+        match self {
+            Self::TooFast { retry_after_seconds } => Some(*retry_after_seconds),
+            _ => (self.status() == StatusCode::TOO_MANY_REQUESTS).then_some(1),
         }
     }
 
@@ -96,7 +117,11 @@ impl Refusal {
             | Self::MissingAuthentication
             | Self::AuthenticationFailed(_)
             | Self::PortDenied(_)
+            | Self::BodyTooLong(_)
             | Self::TooManyConnections
+            | Self::TooManyToMicrovm(_)
+            | Self::TooFast { .. }
+            | Self::TooManyUpstream
             | Self::TooManyWaiting
             | Self::Unavailable(Unavailable::Asleep | Unavailable::Ended) => Fault::Client,
             Self::NothingListens(_)

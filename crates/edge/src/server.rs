@@ -16,7 +16,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    app_tls::AppTls, apps::Apps, config::EdgeConfig, connection, pool::Pool, refusal::chain, waiting::Waiting,
+    allowance::Allowances, app_tls::AppTls, apps::Apps, config::EdgeConfig, connection, pool::Pool, refusal::chain,
+    waiting::Waiting,
 };
 
 /// How often unused connections to apps are looked through.
@@ -60,6 +61,9 @@ pub(crate) struct Shared {
     pub(crate) apps: Apps,
     pub(crate) app_tls: AppTls,
     pub(crate) waiting: Waiting,
+    pub(crate) allowances: Allowances,
+    /// Connections to apps that there may be yet.
+    pub(crate) upstream: Arc<Semaphore>,
     /// Connections and tunnels.
     pub(crate) tasks: TaskTracker,
     /// Ends them all, at the end of the drain.
@@ -98,6 +102,8 @@ impl Edge {
         let limits = &config.limits;
         let pool = Pool::new(limits.upstream_idle, limits.upstream_idle_per_port, limits.upstream_idle_total);
         let waiting = Waiting::new(limits.waiting_per_microvm, limits.waiting_total);
+        let allowances = Allowances::new(limits.per_microvm.clone());
+        let upstream = Arc::new(Semaphore::new(limits.upstream_connections));
         let mut config = config;
         config.domain_suffix = config.domain_suffix.trim_matches('.').to_ascii_lowercase();
         Self {
@@ -111,6 +117,8 @@ impl Edge {
                 apps: Apps::default(),
                 app_tls: AppTls::new(),
                 waiting,
+                allowances,
+                upstream,
                 tasks: TaskTracker::new(),
                 cut: CancellationToken::new(),
             }),
@@ -200,6 +208,7 @@ async fn sweep_forever(shared: &Shared) {
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
         shared.pool.sweep();
+        shared.allowances.sweep();
     }
 }
 

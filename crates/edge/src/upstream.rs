@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     activity::Activity,
-    body::RequestBody,
+    body::{RequestBody, RequestError},
     connect::{ConnectError, Reach, Sender, Wants, Way},
     hold::{Deposit, Outgoing},
     pool::{AppAddress, Share},
@@ -94,7 +94,7 @@ pub(crate) async fn exchange(
         let sent = pin!(send(sender, outgoing));
         let sent = tokio::select! {
             sent = sent => sent,
-            () = Arc::clone(activity).silence(limits.silence) => return Err(Refusal::Silent),
+            () = Arc::clone(activity).silence(limits.answer) => return Err(Refusal::Silent),
             never = activity.keep_awake() => match never {},
         };
         let mut error = match sent {
@@ -137,7 +137,10 @@ pub(crate) async fn exchange(
         }
         let error = error.into_error();
         if error.is_user() {
-            return Err(Refusal::Malformed("its body broke off"));
+            return Err(match RequestError::in_chain(&error) {
+                Some(RequestError::TooLong) => Refusal::BodyTooLong(limits.request_body_bytes),
+                _ => Refusal::Malformed("its body broke off"),
+            });
         }
         let again = spare.and_then(|spare| spare.with(deposit.as_ref()));
         // Even if it is too late for this request, the next will know.

@@ -110,6 +110,8 @@ pub struct Config {
     pub launches_ready: usize,
     /// VMM processes kept ready for the microVMs suspended last; they cost as much.
     pub wakes_ready: usize,
+    /// The limits that the endpoints keep.
+    pub edge: edge::Settings,
     /// How much of everything there can be.
     pub quotas: Quotas,
     /// What goes beyond the service's rules about the lives of microVMs.
@@ -144,6 +146,7 @@ impl Default for Config {
             namespaces_ready: 4,
             launches_ready: 2,
             wakes_ready: 4,
+            edge: edge::Settings::default(),
             quotas: Quotas::default(),
             lifecycle: Lifecycle::default(),
             throttles: BTreeMap::new(),
@@ -223,6 +226,7 @@ impl Config {
             bail!("edge_addresses is empty; the endpoints need at least one address to be served on");
         }
         self.throttles()?;
+        self.edge.check()?;
         self.lifecycle.check()?;
         self.networks().check().map_err(anyhow::Error::msg)
     }
@@ -338,6 +342,10 @@ mod tests {
                 Config { lifecycle: Lifecycle { work_cpu_percent: 0, ..Lifecycle::default() }, ..Config::default() },
                 "lifecycle.work_cpu_percent",
             ),
+            (
+                Config { edge: edge::Settings { header_bytes: 8192, ..Default::default() }, ..Config::default() },
+                "edge.header_bytes",
+            ),
             (Config { throttles: [("RunMicrovms".to_owned(), 5)].into(), ..Config::default() }, "RunMicrovms"),
         ] {
             let error = format!("{:#}", config.check().expect_err(word));
@@ -345,6 +353,9 @@ mod tests {
         }
         let error = toml::from_str::<Config>("[quotas]\nimage = 1").expect_err("a misspelt quota");
         assert!(error.to_string().contains("image"), "{error}");
+        let misspelt = "[edge.per_microvm]\nconnection = 1";
+        let error = toml::from_str::<Config>(misspelt).expect_err("a misspelt limit");
+        assert!(error.to_string().contains("connection"), "{error}");
         let misspelt = "[lifecycle.images.agent]\nwork_keeps_awaka = true";
         let error = toml::from_str::<Config>(misspelt).expect_err("a misspelt rule");
         assert!(error.to_string().contains("work_keeps_awaka"), "{error}");

@@ -23,6 +23,7 @@ use control::{
     auth::{AccessKey, Authenticator, Principals},
 };
 use edge::{Edge, EdgeConfig, Limits, ca};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -144,7 +145,7 @@ where
         audit: audit.clone(),
     };
     let edge = Edge::new(
-        EdgeConfig { domain_suffix: config.endpoint_suffix(), limits: Limits::standard() },
+        EdgeConfig { domain_suffix: config.endpoint_suffix(), limits: edge_limits(config) },
         ca.server_config(),
         Arc::clone(&control) as _,
         Arc::clone(&host) as _,
@@ -185,6 +186,34 @@ where
     audit.stop();
     tracing::info!("stopped; running microVMs stay for the next server");
     Ok(())
+}
+
+/// The limits of the endpoints, fitted to what this process may have open; a quarter of that is for everything else.
+fn edge_limits(config: &Config) -> Limits {
+    let files = allow_open_files(config.edge.files().saturating_mul(4).div_ceil(3));
+    let (limits, lowered) = config.edge.limits(files - files / 4);
+    if lowered {
+        tracing::warn!(
+            files,
+            connections = limits.connections,
+            upstream_connections = limits.upstream_connections,
+            "this process may not have enough files open for edge.connections and edge.upstream_connections, so they are \
+             lowered; raise its limit (LimitNOFILE, ulimit -n), or lower the two"
+        );
+    }
+    limits
+}
+
+/// How many files this process may have open, after asking for so many. For no more than that: what it starts inherits it,
+/// and some programs in containers go through all descriptors there might be.
+fn allow_open_files(wanted: u64) -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let (Some(current), maximum) = (limit.current, limit.maximum.unwrap_or(u64::MAX)) else { return u64::MAX };
+    let raised = wanted.min(maximum);
+    if raised <= current || setrlimit(Resource::Nofile, Rlimit { current: Some(raised), ..limit }).is_err() {
+        return current;
+    }
+    raised
 }
 
 fn env_line(data_dir: &Path) -> String {

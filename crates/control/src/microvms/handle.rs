@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use api::ids::{EndpointId, MicrovmId, VmId};
+use api::{
+    ids::{EndpointId, MicrovmId, VmId},
+    size::Size,
+};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     time::Instant,
@@ -82,6 +85,8 @@ pub(crate) struct Handle {
     pub(crate) microvm_id: MicrovmId,
     /// Its endpoint.
     pub(crate) endpoint: EndpointId,
+    /// Its size.
+    pub(crate) size: Size,
     /// What was agreed.
     pub(crate) contract: Contract,
     /// Who may wait for it to run.
@@ -106,6 +111,7 @@ impl Handle {
         let handle = Self {
             microvm_id: record.spec.microvm_id,
             endpoint: record.endpoint,
+            size: record.spec.size,
             contract: record.contract.clone(),
             waiters: Semaphore::new(waiters_max),
             status,

@@ -99,7 +99,11 @@ async fn one_connection_too_many_is_told_so() {
 
 #[tokio::test]
 async fn silence_ends_a_request() {
-    let world = World::with(|limits| limits.silence = Duration::from_millis(300)).await;
+    let world = World::with(|limits| {
+        limits.answer = Duration::from_millis(300);
+        limits.silence = Duration::from_millis(300);
+    })
+    .await;
     let mute = App::raw(|mut socket, _| async move {
         let mut head = Vec::new();
         while socket.read_buf(&mut head).await.is_ok_and(|length| length > 0) {}

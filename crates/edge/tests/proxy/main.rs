@@ -5,13 +5,17 @@ mod frames;
 mod servers;
 mod support;
 
+mod allowances;
 mod app_tls;
 mod apps;
 mod clients;
 mod drain;
+mod floods;
 mod http2;
+mod lengths;
 mod limits;
 mod refusals;
+mod slow;
 mod smuggling;
 mod streaming;
 mod upgrades;

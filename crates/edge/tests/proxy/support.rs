@@ -13,6 +13,7 @@ use std::{
 use api::{
     directory::{AppStream, DialError, Dialer, Directory, Unavailable},
     ids::{EndpointId, MicrovmId, VmId},
+    size::Size,
     token::{Claims, Grant, Ports, TokenKey},
 };
 use bytes::Bytes;
@@ -82,6 +83,11 @@ pub struct OneMicrovm {
 impl Directory for OneMicrovm {
     async fn microvm_at(&self, endpoint: &EndpointId) -> Option<MicrovmId> {
         (*endpoint == self.endpoint).then_some(self.microvm)
+    }
+
+    fn size_of(&self, microvm: &MicrovmId) -> Option<Size> {
+        assert_eq!(*microvm, self.microvm);
+        Some(Size::DEFAULT)
     }
 
     async fn awake(&self, microvm: &MicrovmId) -> Result<VmId, Unavailable> {

@@ -12,7 +12,7 @@ use crate::{
     support::{Body, World, empty, until},
 };
 
-async fn echo_after_upgrade(mut request: Request<Incoming>) -> Response<Body> {
+pub async fn echo_after_upgrade(mut request: Request<Incoming>) -> Response<Body> {
     let wanted = request.headers().get("upgrade").cloned();
     assert_eq!(wanted.as_ref().unwrap(), "websocket");
     assert_eq!(request.headers()["connection"], "upgrade");
@@ -33,7 +33,7 @@ async fn echo_after_upgrade(mut request: Request<Incoming>) -> Response<Body> {
         .unwrap()
 }
 
-fn upgrade_request(world: &World) -> Request<Body> {
+pub fn upgrade_request(world: &World) -> Request<Body> {
     world
         .request("GET", "/ws")
         .header("connection", "keep-alive, Upgrade")

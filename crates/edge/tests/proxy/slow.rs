@@ -1,0 +1,238 @@
+//! Clients and apps that take their time: those who hold something up are cut, the others are not.
+
+use std::{sync::Arc, time::Duration};
+
+use http::Response;
+use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    frames::{SETTINGS, frame, headers_frame},
+    servers::App,
+    support::{World, counted, empty, full, text},
+    upgrades::{echo_after_upgrade, upgrade_request},
+};
+
+const SOON: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_millis(600);
+
+/// Sends a byte every so often until the edge hangs up; how long that took.
+async fn trickle(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, bytes: &[u8]) -> Duration {
+    let begin = Instant::now();
+    let mut answer = [0; 1];
+    for byte in bytes {
+        if stream.write_all(&[*byte]).await.is_err() || stream.flush().await.is_err() {
+            return begin.elapsed();
+        }
+        match timeout(Duration::from_millis(30), stream.read(&mut answer)).await {
+            Err(_) => {}
+            Ok(_) => return begin.elapsed(),
+        }
+    }
+    panic!("all was taken");
+}
+
+#[tokio::test]
+async fn a_handshake_that_trickles_is_cut_at_its_limit() {
+    let world = World::with(|limits| limits.tls_handshake = LIMIT).await;
+    // The beginning of a record that holds 512 bytes of a ClientHello.
+    let mut hello = vec![22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3];
+    hello.extend([7; 400]);
+    let took = trickle(TcpStream::connect(world.address).await.unwrap(), &hello).await;
+    assert!((LIMIT..LIMIT * 3).contains(&took), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_head_that_trickles_is_cut_at_its_limit() {
+    let world = World::with(|limits| limits.request_head = LIMIT).await;
+    let head = format!("GET / HTTP/1.1\r\nhost: {}\r\nx-large: {}", world.host(), "x".repeat(400));
+    let took = trickle(world.tls(&world.host()).await, head.as_bytes()).await;
+    assert!((LIMIT..LIMIT * 3).contains(&took), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_body_that_trickles_is_served_and_one_that_stops_is_not() {
+    let world = World::with(|limits| limits.answer = LIMIT).await;
+    let app = App::http(|request| async move {
+        match request.into_body().collect().await {
+            Ok(body) => Response::new(full(body.to_bytes().len().to_string())),
+            Err(_) => Response::new(full("broken")),
+        }
+    })
+    .await;
+    world.place(8080, &app);
+    let head = |length: usize| {
+        let (host, token) = (world.host(), world.token());
+        format!("POST / HTTP/1.1\r\nhost: {host}\r\nx-aws-proxy-auth: {token}\r\ncontent-length: {length}\r\n\r\n")
+    };
+    let mut tls = world.tls(&world.host()).await;
+    tls.write_all(head(20).as_bytes()).await.unwrap();
+    for _ in 0..20 {
+        tls.write_all(b"x").await.unwrap();
+        sleep(LIMIT / 6).await;
+    }
+    let mut answer = [0; 12];
+    tls.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+
+    let mut tls = world.tls(&world.host()).await;
+    tls.write_all(head(20).as_bytes()).await.unwrap();
+    tls.write_all(b"x").await.unwrap();
+    let begin = Instant::now();
+    timeout(SOON, tls.read_exact(&mut answer)).await.expect("an answer").unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 502");
+    assert!((LIMIT..LIMIT * 3).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn an_answer_has_so_long_to_begin_and_a_stream_as_long_as_it_likes() {
+    let world = World::with(|limits| limits.answer = LIMIT).await;
+    let app = App::http(|request| async move {
+        match request.uri().path() {
+            "/soon" => sleep(LIMIT / 2).await,
+            "/late" => sleep(LIMIT * 2).await,
+            _ => {}
+        }
+        let (sender, body) = crate::support::channel();
+        tokio::spawn(async move {
+            for _ in 0..2 {
+                sleep(LIMIT * 2).await;
+                let _ = sender.send(http_body::Frame::data("x".into())).await;
+            }
+        });
+        Response::new(body)
+    })
+    .await;
+    world.place(8080, &app);
+    assert_eq!(world.get("/late").await.status(), 502);
+    for path in ["/soon", "/"] {
+        let answer = world.get(path).await;
+        assert_eq!((answer.status().as_u16(), text(answer).await), (200, "xx".into()));
+    }
+    // Nor does it cut a WebSocket.
+    let app = App::http(echo_after_upgrade).await;
+    world.place(8081, &app);
+    let mut request = upgrade_request(&world);
+    request.headers_mut().insert("x-aws-proxy-port", "8081".parse().unwrap());
+    let mut socket = TokioIo::new(hyper::upgrade::on(world.send(request).await).await.unwrap());
+    sleep(LIMIT * 3).await;
+    socket.write_all(b"ping").await.unwrap();
+    let mut echoed = [0; 4];
+    timeout(SOON, socket.read_exact(&mut echoed)).await.unwrap().unwrap();
+    assert_eq!(&echoed, b"ping");
+}
+
+/// An app with much to say, and when its connection ended.
+async fn talks(world: &World) -> (App, tokio::sync::mpsc::UnboundedReceiver<Instant>) {
+    let (ended, ends) = tokio::sync::mpsc::unbounded_channel();
+    let app = App::raw(move |mut socket, _| {
+        let ended = ended.clone();
+        async move {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                socket.read_buf(&mut head).await.unwrap();
+            }
+            let length = 64 << 20;
+            let mut answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n").into_bytes();
+            answer.resize(answer.len() + length, b'x');
+            if socket.write_all(&answer).await.is_err() {
+                let _ = ended.send(Instant::now());
+            }
+        }
+    })
+    .await;
+    world.place(8080, &app);
+    (app, ends)
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_cut_and_one_that_pauses_is_not() {
+    let world = World::with(|limits| limits.client_stall = Duration::from_secs(1)).await;
+    let (_app, mut ends) = talks(&world).await;
+    let begin = Instant::now();
+    let answer = world.get("/").await;
+    let ended = timeout(SOON, ends.recv()).await.expect("the app's connection ends").unwrap() - begin;
+    assert!((Duration::from_secs(1)..Duration::from_secs(5)).contains(&ended), "{ended:?}");
+    assert!(answer.into_body().collect().await.is_err());
+
+    let (mut body, mut length) = (world.get("/").await.into_body(), 0);
+    let mut pauses = 0;
+    while let Some(frame) = body.frame().await {
+        length += frame.unwrap().into_data().unwrap().len();
+        if length / (16 << 20) > pauses {
+            pauses += 1;
+            sleep(Duration::from_millis(600)).await;
+        }
+    }
+    assert_eq!((length, pauses), (64 << 20, 4));
+}
+
+#[tokio::test]
+async fn over_http2_who_takes_nothing_is_cut_though_the_socket_is_read() {
+    let world = World::with(|limits| limits.client_stall = Duration::from_secs(1)).await;
+    let (_app, mut ends) = talks(&world).await;
+    let mut tls = world.tls_with(&world.host(), &["h2"]).await;
+    tls.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    // SETTINGS_INITIAL_WINDOW_SIZE: a thousand bytes, and never one more.
+    tls.write_all(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 3, 232])).await.unwrap();
+    let (host, token) = (world.host(), world.token());
+    let fields = [
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":path", "/"),
+        (":authority", &host[..]),
+        ("x-aws-proxy-auth", &token),
+    ];
+    tls.write_all(&headers_frame(1, true, &fields)).await.unwrap();
+    let begin = Instant::now();
+    let mut rest = Vec::new();
+    let _ = timeout(SOON, tls.read_to_end(&mut rest)).await.expect("an end");
+    let took = begin.elapsed();
+    assert!((Duration::from_secs(1)..Duration::from_secs(5)).contains(&took), "{took:?}");
+    timeout(SOON, ends.recv()).await.expect("the app's connection ends").unwrap();
+}
+
+#[tokio::test]
+async fn over_http2_one_stalled_request_cuts_no_other() {
+    let world = World::with(|limits| limits.client_stall = Duration::from_millis(500)).await;
+    let (_app, _ends) = talks(&world).await;
+    let echo = App::echo().await;
+    world.place(8081, &echo);
+    let mut client = world.client2().await;
+    let stalled = client.send_request(world.request2("GET", "/").body(empty()).unwrap()).await.unwrap();
+    for _ in 0..12 {
+        let request = world.request2("POST", "/").header("x-aws-proxy-port", "8081");
+        let answer = client.send_request(request.body(counted(1, Arc::default())).unwrap()).await.unwrap();
+        assert_eq!(text(answer).await.len(), 64 << 10);
+        sleep(Duration::from_millis(150)).await;
+    }
+    drop(stalled);
+}
+
+#[tokio::test]
+async fn a_web_socket_whose_client_stops_reading_is_cut() {
+    let world = World::with(|limits| limits.client_stall = Duration::from_secs(1)).await;
+    let (ended, mut ends) = tokio::sync::mpsc::unbounded_channel();
+    let app = App::raw(move |mut socket, _| {
+        let ended = ended.clone();
+        async move {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                socket.read_buf(&mut head).await.unwrap();
+            }
+            let yes = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+            socket.write_all(yes.as_bytes()).await.unwrap();
+            while socket.write_all(&[b'x'; 64 << 10]).await.is_ok() {}
+            let _ = ended.send(());
+        }
+    })
+    .await;
+    world.place(8080, &app);
+    let _upgraded = hyper::upgrade::on(world.send(upgrade_request(&world)).await).await.unwrap();
+    timeout(SOON, ends.recv()).await.expect("the app's connection ends").unwrap();
+}
