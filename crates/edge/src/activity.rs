@@ -12,6 +12,8 @@ use std::{
 use api::{directory::Directory, ids::MicrovmId};
 use tokio::time::Instant;
 
+use crate::metrics::Counters;
+
 /// How often one request tells the directory about its bytes at most. Idle clocks run in minutes.
 const TOUCH_EVERY_MS: u64 = 250;
 
@@ -21,7 +23,10 @@ const IN_FLIGHT_EVERY: Duration = Duration::from_secs(1);
 /// One request's traffic. Its start and its end count as traffic.
 pub(crate) struct Activity {
     directory: Arc<dyn Directory>,
+    counters: Arc<Counters>,
     microvm: MicrovmId,
+    to_app: AtomicU64,
+    to_client: AtomicU64,
     opened: Instant,
     started: AtomicBool,
     last_bytes_ms: AtomicU64,
@@ -29,10 +34,13 @@ pub(crate) struct Activity {
 }
 
 impl Activity {
-    pub(crate) fn new(directory: Arc<dyn Directory>, microvm: MicrovmId) -> Arc<Self> {
+    pub(crate) fn new(directory: Arc<dyn Directory>, counters: Arc<Counters>, microvm: MicrovmId) -> Arc<Self> {
         Arc::new(Self {
             directory,
+            counters,
             microvm,
+            to_app: AtomicU64::new(0),
+            to_client: AtomicU64::new(0),
             opened: Instant::now(),
             started: AtomicBool::new(false),
             last_bytes_ms: AtomicU64::new(0),
@@ -53,8 +61,33 @@ impl Activity {
         self.directory.touch(&self.microvm);
     }
 
-    /// Bytes crossed, either way.
-    pub(crate) fn bytes(&self) {
+    pub(crate) fn microvm(&self) -> MicrovmId {
+        self.microvm
+    }
+
+    pub(crate) fn bytes_to_app(&self) -> u64 {
+        self.to_app.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn bytes_to_client(&self) -> u64 {
+        self.to_client.load(Ordering::Relaxed)
+    }
+
+    /// So many bytes crossed from the client to the app; none of a body, where they are trailers.
+    pub(crate) fn to_app(&self, bytes: usize) {
+        self.counters.to_app.add(bytes as u64);
+        self.to_app.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.traffic();
+    }
+
+    /// So many bytes crossed from the app to the client.
+    pub(crate) fn to_client(&self, bytes: usize) {
+        self.counters.to_client.add(bytes as u64);
+        self.to_client.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.traffic();
+    }
+
+    fn traffic(&self) {
         let now = self.now_ms();
         self.last_bytes_ms.store(now, Ordering::Relaxed);
         let last = self.last_touch_ms.load(Ordering::Relaxed);

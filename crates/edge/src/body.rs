@@ -16,11 +16,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use crate::{
-    activity::Activity,
-    allowance::Seat,
-    client_io::{Busy, Served},
-    pace::Pace,
-    pool::Share,
+    activity::Activity, allowance::Seat, client_io::Served, pace::Pace, pool::Share, record::Record, refusal::Fault,
 };
 
 /// How much of an unwanted rest is read, and for how long.
@@ -127,8 +123,9 @@ impl Body for RequestBody {
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(Of { activity, served }) = of {
-                    activity.bytes();
-                    served.useful_bytes(length(frame) as u64);
+                    let length = length(frame);
+                    activity.to_app(length);
+                    served.useful_bytes(length as u64);
                 }
             }
             // There is more of it, which keeps the client from seeing the answer.
@@ -216,8 +213,8 @@ pub(crate) enum ReplyError {
 /// A response's body, to the client: the app's, or the edge's own words.
 pub(crate) struct ReplyBody {
     kind: Kind,
-    /// The connection is not idle until this is gone.
-    busy: Busy,
+    /// The request is not over, and its connection not idle, until this is gone.
+    record: Record,
 }
 
 enum Kind {
@@ -243,21 +240,20 @@ pub(crate) struct Held {
 }
 
 impl ReplyBody {
-    pub(crate) fn own(text: &'static str, mut busy: Busy) -> Self {
-        busy.whole();
-        Self { kind: Kind::Own((!text.is_empty()).then(|| Bytes::from_static(text.as_bytes()))), busy }
+    pub(crate) fn own(text: &'static str, record: Record) -> Self {
+        Self { kind: Kind::Own((!text.is_empty()).then(|| Bytes::from_static(text.as_bytes()))), record }
     }
 
     /// `version` is that of the answer.
-    pub(crate) fn app(inner: Incoming, version: Version, held: Held, silence: Duration, mut busy: Busy) -> Self {
+    pub(crate) fn app(inner: Incoming, version: Version, held: Held, silence: Duration, mut record: Record) -> Self {
         let Held { activity, share, seat } = held;
         if inner.is_end_stream() {
-            busy.whole();
+            record.busy.whole();
         }
         let silence = Box::pin(Arc::clone(&activity).silence(silence));
         let http2 = version == Version::HTTP_2;
         let pace = Pace::of(seat.bandwidth());
-        Self { kind: Kind::App { inner, http2, activity, silence, pace, _share: share, _seat: seat }, busy }
+        Self { kind: Kind::App { inner, http2, activity, silence, pace, _share: share, _seat: seat }, record }
     }
 }
 
@@ -266,8 +262,8 @@ impl Body for ReplyBody {
     type Error = ReplyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
-        let Self { kind, busy } = &mut *self;
-        busy.taken();
+        let Self { kind, record } = &mut *self;
+        record.busy.taken();
         match kind {
             Kind::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Kind::App { inner, http2, activity, silence, pace, .. } => {
@@ -275,20 +271,23 @@ impl Body for ReplyBody {
                 let frame = match Pin::new(&mut *inner).poll_frame(cx) {
                     Poll::Ready(None) if broke_off(inner, *http2) => Some(Err(ReplyError::TakenBack)),
                     Poll::Ready(frame) => frame.map(|frame| frame.map_err(ReplyError::App)),
-                    Poll::Pending => return silence.as_mut().poll(cx).map(|()| Some(Err(ReplyError::Silent))),
+                    Poll::Pending => {
+                        std::task::ready!(silence.as_mut().poll(cx));
+                        Some(Err(ReplyError::Silent))
+                    }
                 };
                 match &frame {
                     Some(Ok(frame)) => {
                         let length = length(frame);
-                        activity.bytes();
+                        activity.to_client(length);
                         pace.took(length);
-                        busy.hands(length);
+                        record.busy.hands(length);
                         if inner.is_end_stream() {
-                            busy.whole();
+                            record.busy.whole();
                         }
                     }
-                    // That it broke off is not the client's doing.
-                    Some(Err(_)) | None => busy.whole(),
+                    Some(Err(_)) => record.broke(Fault::App),
+                    None => record.busy.whole(),
                 }
                 Poll::Ready(frame)
             }

@@ -126,6 +126,10 @@ impl Busy {
         self.whole = true;
     }
 
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole
+    }
+
     /// A piece of the answer is there for the client.
     pub(crate) fn hands(&mut self, bytes: usize) {
         self.counts.useful.fetch_add(bytes as u64, Ordering::Relaxed);

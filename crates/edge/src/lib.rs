@@ -32,9 +32,11 @@ mod flood;
 mod greeting;
 mod headers;
 mod hold;
+mod metrics;
 mod pace;
 mod pool;
 mod proxy;
+mod record;
 mod refusal;
 mod route;
 mod stall;
@@ -44,5 +46,6 @@ mod waiting;
 mod websocket;
 
 pub use config::{EdgeConfig, Limits, NEVER, PerMicrovm};
+pub use metrics::Metrics;
 pub use server::{BindError, BoundEdge, Drained, Edge};
 pub use settings::{Settings, SettingsError};

@@ -7,7 +7,7 @@ use std::{
 
 use api::ids::MicrovmId;
 use http::{
-    HeaderValue, Request, Response, StatusCode, Uri, Version, header,
+    HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header,
     uri::{Authority, PathAndQuery},
 };
 use http_body::Body;
@@ -18,16 +18,20 @@ use crate::{
     activity::Activity,
     allowance::Seat,
     body::{Held, Linger, ReplyBody, RequestBody},
-    client_io::{Busy, Served},
+    client_io::Served,
     connect::Wants,
     headers,
-    refusal::{self, Refusal},
+    record::Record,
+    refusal::{self, Fault, Refusal},
     route,
     server::{Places, Shared},
     tunnel::{self, Between},
     upstream::{self, Destination, Reply},
     websocket::{self, OverHttp2},
 };
+
+/// Why the edge answers and not the app (RFC 9209).
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 /// What requests of one client connection have in common.
 pub(crate) struct Client {
@@ -62,35 +66,56 @@ impl Client {
 #[error("the app reset the stream")]
 pub(crate) struct Reset(#[source] hyper::Error);
 
+/// The host that a request names, kept at no cost until somebody wants to read it.
+struct Named {
+    header: Option<HeaderValue>,
+    target: Option<Authority>,
+}
+
+impl Named {
+    fn of(request: &Request<Incoming>) -> Self {
+        let header = request.headers().get(header::HOST).cloned();
+        Self { header, target: request.uri().authority().cloned() }
+    }
+
+    /// Bounded, as it comes from anyone and goes to the log.
+    fn read(&self) -> String {
+        let host = self.header.as_ref().and_then(|host| host.to_str().ok());
+        let host = host.or_else(|| self.target.as_ref().map(Authority::as_str)).unwrap_or_default();
+        host.chars().take(300).collect()
+    }
+}
+
 /// Answers a request.
 pub(crate) async fn answer(
     shared: Arc<Shared>,
     client: Arc<Client>,
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, Reset> {
-    let mut busy = client.served.busy();
-    let id = Uuid::new_v4();
-    let id_value = headers::request_id(&id);
-    let method = request.method().clone();
-    let version = request.version();
-    // Bounded, as it comes from anyone and goes to the log.
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    let host = host.or_else(|| request.uri().authority().map(Authority::as_str)).unwrap_or_default();
-    let host: String = host.chars().take(300).collect();
-    let mut response = match forward(&shared, &client, request, &id_value).await {
-        Ok(answer) => answer.into_response(&shared, busy),
+    let id = headers::request_id(&Uuid::new_v4());
+    let (method, version, named) = (request.method().clone(), request.version(), Named::of(&request));
+    let mut record = Record::new(&shared, &id, &method, client.served.busy());
+    let mut response = match forward(&shared, &client, request, &id).await {
+        Ok(Answer { response, version, held }) => {
+            record.answered(response.status(), &held.activity);
+            let silence = shared.config.limits.silence;
+            response.map(|body| ReplyBody::app(body, version, held, silence, record))
+        }
         Err(refusal) => {
-            refusal.log(&id, &host, &method);
+            refusal.log(&id, &named.read(), &method);
+            if let Some(limit) = refusal.limit() {
+                shared.counters.refused_by(limit);
+            }
             match refusal {
                 Refusal::NoAnswer(error) if version == Version::HTTP_2 && refusal::is_reset(&error) => {
-                    busy.whole();
+                    record.broke(Fault::App);
                     return Err(Reset(error));
                 }
-                refusal => refuse(&refusal, busy),
+                refusal => refuse(&refusal, record),
             }
         }
     };
-    response.headers_mut().insert(headers::REQUEST_ID, id_value);
+    response.headers_mut().insert(headers::REQUEST_ID, id);
     Ok(response)
 }
 
@@ -99,14 +124,6 @@ struct Answer {
     response: Response<Incoming>,
     version: Version,
     held: Held,
-}
-
-impl Answer {
-    fn into_response(self, shared: &Shared, busy: Busy) -> Response<ReplyBody> {
-        let silence = shared.config.limits.silence;
-        let Self { response, version, held } = self;
-        response.map(|body| ReplyBody::app(body, version, held, silence, busy))
-    }
 }
 
 async fn forward(
@@ -150,7 +167,7 @@ async fn forward(
     let seat = client.seat(shared, microvm)?;
     seat.request()?;
 
-    let activity = Activity::new(Arc::clone(&shared.directory), microvm);
+    let activity = Activity::new(Arc::clone(&shared.directory), Arc::clone(&shared.counters), microvm);
     body.count_for(Arc::clone(&activity), client.served.clone(), &seat);
     if http2 {
         headers::from_http2(&mut head.headers, &head.uri, !body.is_end_stream());
@@ -252,12 +269,16 @@ fn origin_form(uri: &Uri) -> Uri {
     Uri::from(path)
 }
 
-fn refuse(refusal: &Refusal, busy: Busy) -> Response<ReplyBody> {
-    let mut response = Response::new(ReplyBody::own(refusal.body(), busy));
+fn refuse(refusal: &Refusal, mut record: Record) -> Response<ReplyBody> {
+    record.refused(refusal.status(), refusal.fault());
+    let mut response = Response::new(ReplyBody::own(refusal.body(), record));
     *response.status_mut() = refusal.status();
     let headers = response.headers_mut();
     if !refusal.body().is_empty() {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    if let Ok(reason) = HeaderValue::from_str(&refusal.proxy_status()) {
+        headers.insert(PROXY_STATUS, reason);
     }
     if let Some(seconds) = refusal.retry_after_seconds() {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));

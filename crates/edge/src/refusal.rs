@@ -3,8 +3,9 @@
 use std::error::Error;
 
 use api::directory::Unavailable;
-use http::{Method, StatusCode};
-use uuid::Uuid;
+use http::{HeaderValue, Method, StatusCode};
+
+use crate::metrics::Limit;
 
 /// Who would have to change something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +13,17 @@ pub(crate) enum Fault {
     Client,
     App,
     Platform,
+}
+
+impl Fault {
+    /// As logs, metrics and clients see it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::App => "app",
+            Self::Platform => "platform",
+        }
+    }
 }
 
 /// One reason, each with its row in the table of [`Refusal::status`].
@@ -137,14 +149,69 @@ impl Refusal {
         }
     }
 
+    /// The limit that it is about, if it is about one.
+    pub(crate) fn limit(&self) -> Option<Limit> {
+        match self {
+            Self::TooManyFields(_) => Some(Limit::HeaderFields),
+            Self::BodyTooLong(_) => Some(Limit::RequestBody),
+            Self::TooManyConnections => Some(Limit::Connections),
+            Self::TooManyToMicrovm(_) => Some(Limit::MicrovmConnections),
+            Self::TooFast { .. } => Some(Limit::MicrovmRequests),
+            Self::TooManyUpstream => Some(Limit::UpstreamConnections),
+            Self::TooManyWaiting | Self::Unavailable(Unavailable::Late) => Some(Limit::Waiting),
+            _ => None,
+        }
+    }
+
+    /// The reason for the client, as a `Proxy-Status` field has it (RFC 9209), with whose fault it was. Nothing beneath the
+    /// first sentence is told, which may name what is the host's; and to those without a good token nothing at all.
+    pub(crate) fn proxy_status(&self) -> String {
+        let error = match self {
+            Self::Malformed(_) | Self::TooManyFields(_) | Self::Misdirected | Self::BodyTooLong(_) => {
+                "http_request_error"
+            }
+            Self::MissingAuthentication | Self::AuthenticationFailed(_) | Self::PortDenied(_) => {
+                return "pilotlight; error=http_request_denied; fault=client".to_owned();
+            }
+            Self::TooManyConnections
+            | Self::TooManyToMicrovm(_)
+            | Self::TooFast { .. }
+            | Self::TooManyUpstream
+            | Self::TooManyWaiting => "connection_limit_reached",
+            Self::Unavailable(_) | Self::WakeTooSlow | Self::Gone => "destination_unavailable",
+            Self::NothingListens(_) => "connection_refused",
+            Self::Unreachable(_) => "connection_terminated",
+            Self::NoAnswer(_) => "http_response_incomplete",
+            Self::NotHttp2 | Self::BadAnswer(_) => "http_protocol_error",
+            Self::TlsToApp(_) => "tls_protocol_error",
+            Self::Silent => "http_response_timeout",
+        };
+        let fault = self.fault().as_str();
+        format!("pilotlight; error={error}; fault={fault}; details=\"{}\"", self.told())
+    }
+
+    /// What is wrong, in words without quotes.
+    fn told(&self) -> String {
+        match self {
+            Self::Unavailable(why @ (Unavailable::Asleep | Unavailable::Ended | Unavailable::Late)) => why.to_string(),
+            Self::Unavailable(Unavailable::WakeFailed { .. }) => "the microVM could not be woken".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
     /// Writes it down. Only the method of the request is told: its path and headers may hold secrets.
-    pub(crate) fn log(&self, request_id: &Uuid, host: &str, method: &Method) {
+    pub(crate) fn log(&self, request_id: &HeaderValue, host: &str, method: &Method) {
         let cause = chain(self);
+        let request_id = request_id.to_str().unwrap_or_default();
         let status = self.status().as_u16();
         match self.fault() {
-            Fault::Client => tracing::info!(%request_id, host, %method, status, fault = "client", cause, "refused"),
-            Fault::App => tracing::info!(%request_id, host, %method, status, fault = "app", cause, "refused"),
-            Fault::Platform => tracing::warn!(%request_id, host, %method, status, fault = "platform", cause, "refused"),
+            // Counted; a line for each would cost more than what is saved.
+            Fault::Client if self.limit().is_some() => {
+                tracing::debug!(request_id, host, %method, status, fault = "client", cause, "refused");
+            }
+            Fault::Client => tracing::info!(request_id, host, %method, status, fault = "client", cause, "refused"),
+            Fault::App => tracing::info!(request_id, host, %method, status, fault = "app", cause, "refused"),
+            Fault::Platform => tracing::warn!(request_id, host, %method, status, fault = "platform", cause, "refused"),
         }
     }
 }

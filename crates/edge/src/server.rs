@@ -16,7 +16,14 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    allowance::Allowances, app_tls::AppTls, apps::Apps, config::EdgeConfig, connection, pool::Pool, refusal::chain,
+    allowance::Allowances,
+    app_tls::AppTls,
+    apps::Apps,
+    config::EdgeConfig,
+    connection,
+    metrics::{Counters, Metrics},
+    pool::Pool,
+    refusal::chain,
     waiting::Waiting,
 };
 
@@ -62,6 +69,9 @@ pub(crate) struct Shared {
     pub(crate) app_tls: AppTls,
     pub(crate) waiting: Waiting,
     pub(crate) allowances: Allowances,
+    pub(crate) counters: Arc<Counters>,
+    /// Clients' connections that there may be yet.
+    pub(crate) served: Arc<Semaphore>,
     /// Connections to apps that there may be yet.
     pub(crate) upstream: Arc<Semaphore>,
     /// Connections and tunnels.
@@ -103,6 +113,7 @@ impl Edge {
         let pool = Pool::new(limits.upstream_idle, limits.upstream_idle_per_port, limits.upstream_idle_total);
         let waiting = Waiting::new(limits.waiting_per_microvm, limits.waiting_total);
         let allowances = Allowances::new(limits.per_microvm.clone());
+        let served = Arc::new(Semaphore::new(limits.connections));
         let upstream = Arc::new(Semaphore::new(limits.upstream_connections));
         let mut config = config;
         config.domain_suffix = config.domain_suffix.trim_matches('.').to_ascii_lowercase();
@@ -118,11 +129,19 @@ impl Edge {
                 app_tls: AppTls::new(),
                 waiting,
                 allowances,
+                counters: Arc::default(),
+                served,
                 upstream,
                 tasks: TaskTracker::new(),
                 cut: CancellationToken::new(),
             }),
         }
+    }
+
+    /// What is counted, while it serves.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        Metrics(Arc::clone(&self.shared))
     }
 
     /// Serves one HTTP/1.1 connection that was accepted elsewhere and is plain by now, until it ends: for whoever has a way in of
@@ -172,11 +191,10 @@ impl BoundEdge {
     pub async fn serve(self, shutdown: CancellationToken) -> Drained {
         let Self { shared, listeners, addresses: _ } = self;
         let limits = &shared.config.limits;
-        let served = Arc::new(Semaphore::new(limits.connections));
         let accepted = Arc::new(Semaphore::new(limits.connections + limits.connections_refused));
         let acceptors = TaskTracker::new();
         for listener in listeners {
-            let (shared, served, accepted) = (Arc::clone(&shared), Arc::clone(&served), Arc::clone(&accepted));
+            let (shared, served, accepted) = (Arc::clone(&shared), Arc::clone(&shared.served), Arc::clone(&accepted));
             let shutdown = shutdown.clone();
             acceptors.spawn(async move {
                 tokio::select! {

@@ -54,8 +54,8 @@ struct Counted<'a, S> {
 }
 
 impl<S> Counted<'_, S> {
-    fn count(&self, bytes: usize) {
-        self.activity.bytes();
+    fn count(&self, bytes: usize, count: impl FnOnce(&Activity, usize)) {
+        count(self.activity, bytes);
         self.served.useful_bytes(bytes as u64);
     }
 }
@@ -68,7 +68,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<'_, S> {
         let bytes = buf.filled().len() - before;
         if bytes > 0 {
             self.from_app.took(bytes);
-            self.count(bytes);
+            self.count(bytes, Activity::to_client);
         }
         read
     }
@@ -80,7 +80,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<'_, S> {
         let written = Pin::new(&mut self.inner).poll_write(cx, buf);
         if let Poll::Ready(Ok(bytes)) = written {
             self.to_app.took(bytes);
-            self.count(bytes);
+            self.count(bytes, Activity::to_app);
         }
         written
     }

@@ -257,7 +257,9 @@ async fn awake(shared: &Shared, microvm: MicrovmId, deadline: Instant) -> Result
     let (answer, waited) = match wake.as_mut().now_or_never() {
         Some(answer) => (answer, false),
         None => {
-            let _place = shared.waiting.enter(microvm).ok_or(Refusal::TooManyWaiting)?;
+            let place = shared.waiting.enter(microvm).ok_or(Refusal::TooManyWaiting)?;
+            shared.counters.holds.add(1);
+            shared.counters.wakes.add(u64::from(place.is_first));
             (timeout_at(deadline, wake).await.map_err(|_| Refusal::WakeTooSlow)?, true)
         }
     };

@@ -24,6 +24,8 @@ struct Counts {
 pub(crate) struct Place<'a> {
     waiting: &'a Waiting,
     microvm: MicrovmId,
+    /// Nobody else waits for this microVM.
+    pub(crate) is_first: bool,
 }
 
 impl Waiting {
@@ -36,6 +38,11 @@ impl Waiting {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many wait.
+    pub(crate) fn count(&self) -> usize {
+        self.counts().all
+    }
+
     /// `None` if too many wait already.
     pub(crate) fn enter(&self, microvm: MicrovmId) -> Option<Place<'_>> {
         let mut counts = self.counts();
@@ -45,7 +52,7 @@ impl Waiting {
         }
         counts.microvms.insert(microvm, count + 1);
         counts.all += 1;
-        Some(Place { waiting: self, microvm })
+        Some(Place { waiting: self, microvm, is_first: count == 0 })
     }
 }
 

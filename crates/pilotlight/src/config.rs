@@ -86,6 +86,8 @@ pub struct Config {
     pub edge_addresses: Vec<IpAddr>,
     /// Port of the endpoints.
     pub edge_port: u16,
+    /// Address on loopback that Prometheus reads what is counted from; absent: nowhere.
+    pub metrics_address: Option<SocketAddr>,
     /// Endpoints are `<uuid>.lambda-microvm.<region>.<domain>`.
     pub domain: String,
     /// AWS region this server answers as.
@@ -134,6 +136,7 @@ impl Default for Config {
             api_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 4580)),
             edge_addresses: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
             edge_port: 4443,
+            metrics_address: None,
             domain: "localhost".into(),
             region: "us-east-1".into(),
             account: "000000000000".into(),
@@ -225,6 +228,11 @@ impl Config {
         if self.edge_addresses.is_empty() {
             bail!("edge_addresses is empty; the endpoints need at least one address to be served on");
         }
+        if let Some(address) = self.metrics_address.filter(|address| !address.ip().is_loopback()) {
+            bail!(
+                "metrics_address {address} is not on loopback, and has no protection of its own; use 127.0.0.1 or [::1]"
+            );
+        }
         self.throttles()?;
         self.edge.check()?;
         self.lifecycle.check()?;
@@ -311,6 +319,7 @@ mod tests {
             initramfs: Some("i".into()),
             qemu: Some("q".into()),
             firecracker: Some("f".into()),
+            metrics_address: Some("127.0.0.1:4590".parse().expect("an address")),
             artifacts: Some(ExternalS3 {
                 endpoint: None,
                 region: "r".into(),
@@ -337,6 +346,7 @@ mod tests {
             (Config { account: "12".into(), ..Config::default() }, "account"),
             (Config { region: "here".into(), ..Config::default() }, "region"),
             (Config { domain: "Not A Domain".into(), ..Config::default() }, "domain"),
+            (Config { metrics_address: "0.0.0.0:4590".parse().ok(), ..Config::default() }, "metrics_address"),
             (Config { edge_addresses: vec![], ..Config::default() }, "edge_addresses"),
             (
                 Config { lifecycle: Lifecycle { work_cpu_percent: 0, ..Lifecycle::default() }, ..Config::default() },

@@ -13,6 +13,7 @@ mod firecracker_setup;
 mod gateway;
 mod iam;
 mod logs;
+mod metrics;
 mod running;
 mod s3_access;
 mod serve;

@@ -28,10 +28,12 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing_subscriber::EnvFilter;
 
-use crate::{access, config::Config, external, gateway::Gateway, running::Running, s3_access::Gate, storage::Storage};
+use crate::{
+    access, config::Config, external, gateway::Gateway, metrics, running::Running, s3_access::Gate, storage::Storage,
+};
 
 /// How long transitions of microVMs may take to finish once the server is to stop.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(60);
@@ -94,6 +96,10 @@ where
     let api_listener = bind(config.api_address).await.context("the API cannot be served")?;
     let api_address = api_listener.local_addr()?;
     let edge_listeners = bind_edge(config).await?;
+    let metrics_listener = match config.metrics_address {
+        Some(address) => Some(bind(address).await.context("metrics cannot be served")?),
+        None => None,
+    };
     let edge_port = edge_listeners[0].local_addr()?.port();
 
     let key = access::local_key(data_dir)?;
@@ -150,8 +156,11 @@ where
         Arc::clone(&control) as _,
         Arc::clone(&host) as _,
         token_key,
-    )
-    .listen_on(edge_listeners)?;
+    );
+    // It ends with this: what is counted while the server stops is of no use to anybody.
+    let _metrics =
+        metrics_listener.map(|listener| AbortOnDropHandle::new(tokio::spawn(metrics::serve(listener, edge.metrics()))));
+    let edge = edge.listen_on(edge_listeners)?;
     let api = tokio::spawn(gateway.serve(api_listener, stop.clone()));
     let edge = tokio::spawn(edge.serve(stop.clone()));
 

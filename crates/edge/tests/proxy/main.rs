@@ -10,6 +10,7 @@ mod app_tls;
 mod apps;
 mod clients;
 mod drain;
+mod faults;
 mod floods;
 mod http2;
 mod lengths;

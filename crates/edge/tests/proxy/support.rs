@@ -134,6 +134,7 @@ pub struct World {
     pub ground: Arc<Ground>,
     pub key: Arc<TokenKey>,
     pub address: SocketAddr,
+    pub metrics: edge::Metrics,
     pub ca: tempfile::TempDir,
     pub shutdown: CancellationToken,
     pub serving: Option<JoinHandle<Drained>>,
@@ -163,15 +164,14 @@ impl World {
         let mut limits = Limits::standard();
         change(&mut limits);
         let config = EdgeConfig { domain_suffix: SUFFIX.to_owned(), limits };
-        let bound = Edge::new(config, tls, Arc::clone(&directory) as _, Arc::clone(&ground) as _, Arc::clone(&key))
-            .bind(&["127.0.0.1:0".parse().unwrap()])
-            .await
-            .unwrap();
+        let edge = Edge::new(config, tls, Arc::clone(&directory) as _, Arc::clone(&ground) as _, Arc::clone(&key));
+        let metrics = edge.metrics();
+        let bound = edge.bind(&["127.0.0.1:0".parse().unwrap()]).await.unwrap();
         let address = bound.local_addresses()[0];
         let shutdown = CancellationToken::new();
         let serving = Some(tokio::spawn(bound.serve(shutdown.clone())));
         let end = shutdown.clone().drop_guard();
-        Self { directory, ground, key, address, ca, shutdown, serving, _end: end }
+        Self { directory, ground, key, address, metrics, ca, shutdown, serving, _end: end }
     }
 
     pub fn host(&self) -> String {
