@@ -123,6 +123,13 @@ def work():
     return jsonify(done=[int.from_bytes(done[:8], "little"), int.from_bytes(done[8:], "little")])
 
 
+@probe.get("/realtime")
+def realtime():
+    """How much of the time realtime processes may have, which is changed while a guest is parked."""
+    with open("/proc/sys/kernel/sched_rt_runtime_us") as share:
+        return jsonify(share=share.read().strip())
+
+
 @probe.get("/dirty")
 def dirty():
     state["ballast"].append(os.urandom(1 << 20) * int(request.args["mib"]))

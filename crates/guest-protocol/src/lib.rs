@@ -27,7 +27,10 @@ pub use message::{
 };
 
 /// The generation this build speaks.
-pub const GENERATION: u32 = 1;
+pub const GENERATION: u32 = 2;
+
+/// The first generation that knows [`RequestBody::Park`].
+pub const PARK_SINCE: u32 = 2;
 
 /// TCP port the agent listens on. Low and unassigned in practice, so that it does not meet an app's port.
 pub const AGENT_PORT: u16 = 1;

@@ -62,6 +62,13 @@ pub enum RequestBody {
     },
     /// A snapshot follows: write dirty file data to the scratch disk. Replied to with [`Reply::App`].
     Quiesce,
+    /// The VM is stopped at once: keep everything but the agent off the processors until then, or for as long as this
+    /// if it is not, so that no process is charged with the time the VM stands still. Since generation 2. Replied to with
+    /// [`Reply::App`].
+    Park {
+        /// In milliseconds; a restore ends it too.
+        time_max_millis: u32,
+    },
     /// How is the app? Replied to with [`Reply::App`].
     Status,
 }

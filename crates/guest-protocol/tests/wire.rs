@@ -54,6 +54,7 @@ fn every_message_on_the_wire() {
         restored(false),
         restored(true),
         request(RequestBody::Quiesce),
+        request(RequestBody::Park { time_max_millis: 500 }),
         request(RequestBody::Status),
         reply(Reply::App(AppStatus::NotStarted)),
         reply(Reply::App(AppStatus::Running)),
@@ -72,6 +73,7 @@ fn every_message_on_the_wire() {
     {"id":7,"body":{"restored":{"unix_nanos":1785000000123456789,"seed":"AAEC"}}}
     {"id":7,"body":{"restored":{"unix_nanos":1785000000123456789,"seed":"AAEC","outbound_lives":true}}}
     {"id":7,"body":"quiesce"}
+    {"id":7,"body":{"park":{"time_max_millis":500}}}
     {"id":7,"body":"status"}
     {"reply":{"id":7,"reply":{"app":"not_started"}}}
     {"reply":{"id":7,"reply":{"app":"running"}}}

@@ -4,11 +4,13 @@ use crate::app::{self, App};
 use crate::boot::{BootError, console};
 use crate::connections::{ConnectionId, Connections};
 use crate::outbound::Outbound;
+use crate::park::Park;
 use crate::restored;
 use guest_protocol::{Reply, RequestBody};
 use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// The agent's state. It is shared between the tasks of one thread; no lock is held across a wait.
@@ -22,6 +24,7 @@ pub(crate) struct Agent {
     random: File,
     /// Likewise.
     outbound: Outbound,
+    park: Park,
     scratch: OwnedFd,
 }
 
@@ -40,6 +43,7 @@ impl Agent {
             app: Mutex::new(App::default()),
             random,
             outbound: Outbound::open().map_err(BootError::Outbound)?,
+            park: Park::default(),
             scratch,
         })
     }
@@ -66,6 +70,10 @@ impl Agent {
             // call would be the only second thread this process ever has.
             RequestBody::Quiesce => rustix::fs::syncfs(&self.scratch)
                 .map_err(|errno| format!("cannot write the scratch disk: {}", std::io::Error::from(errno))),
+            RequestBody::Park { time_max_millis } => {
+                let begun = self.park.begin(Duration::from_millis(time_max_millis.into()));
+                begun.map_err(|error| console::chain(&error))
+            }
             RequestBody::Status => Ok(()),
         };
         match done {
@@ -90,6 +98,7 @@ impl Agent {
             console::say(&format!("pilotlight-agent: connections of the life before stay: {}", console::chain(&error)));
         }
         self.connections.drop_all_but(from);
+        self.park.end();
         Ok(())
     }
 }

@@ -5,12 +5,12 @@
 //! overlay of the image's read-only disk and the scratch disk:
 //!
 //! ```text
-//! initramfs /init (this) ── TCP from the host alone ──► control: start, restored, quiesce, status
+//! initramfs /init (this) ── TCP from the host alone ──► control: start, restored, quiesce, park, status
 //!   │                                                   connect: bytes to 127.0.0.1:port
 //!   └─ clone(new PID and mount namespaces) ─► the app, PID 1 there, its root = /rootfs
 //! ```
 //!
-//! One thread, no thread pool. After a restore under emulation every instruction runs for the first time again, so
+//! One thread, no thread pool; for the moment before a suspend there are more, see [`park`]. After a restore under emulation every instruction runs for the first time again, so
 //! what a first connection costs is how much *distinct* code lies between `accept` and the first byte.
 
 mod agent;
@@ -20,6 +20,7 @@ mod connections;
 mod control;
 mod outbound;
 mod output;
+mod park;
 mod restored;
 mod serve;
 mod stream;

@@ -116,6 +116,17 @@ pub(crate) fn reseed(random: &File, seed: [u8; SEED_BYTES]) -> io::Result<()> {
     if reseeded == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Puts a thread before all ordinary ones (`SCHED_FIFO`), or makes it one of them.
+pub(crate) fn schedule(thread: Pid, priority: Option<u8>) -> io::Result<()> {
+    let policy = if priority.is_some() { libc::SCHED_FIFO } else { libc::SCHED_OTHER };
+    // The kernel's structure; musl's is larger, and its function for this call refuses.
+    let parameters: libc::c_int = priority.unwrap_or_default().into();
+    let thread = thread.as_raw_nonzero().get();
+    // SAFETY: the kernel reads one integer, which is live.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setscheduler, thread, policy, ptr::from_ref(&parameters)) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Starts a child that is PID 1 of a new PID namespace and has a mount namespace of its own. The child runs `child`,
 /// which normally ends in [`execute`], and leaves with the code it returns.
 pub(crate) fn spawn_in_namespaces(child: impl FnOnce() -> i32) -> io::Result<Pid> {

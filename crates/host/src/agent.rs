@@ -4,14 +4,14 @@ use std::{
     collections::HashMap,
     io,
     sync::{Arc, Mutex},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use api::directory::AppStream;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use guest_protocol::{
-    AGENT_PORT, AppEnd, AppSpec, AppStatus, Event, FrameError, GENERATION, Message, Open, Opened, Purpose, Reply,
-    Request, RequestBody, read_frame, write_frame,
+    AGENT_PORT, AppEnd, AppSpec, AppStatus, Event, FrameError, GENERATION, Message, Open, Opened, PARK_SINCE, Purpose,
+    Reply, Request, RequestBody, read_frame, write_frame,
 };
 use rand::RngCore;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -21,6 +21,9 @@ use crate::{log::BoundedLog, platform::Network};
 
 /// How long one request to the agent may take. Under emulation on a loaded machine a busy guest needs seconds.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// How long a guest's processes are kept from its processors at most, if it is not stopped after all.
+const PARK_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// How long one attempt to open a connection may take.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
@@ -65,17 +68,19 @@ pub struct Agent {
     requests: mpsc::Sender<(RequestBody, oneshot::Sender<Reply>)>,
     app: watch::Receiver<AppStatus>,
     closed: CancellationToken,
+    generation: u32,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Agent {
     /// Connects, once.
     pub async fn connect(namespace: &dyn Network, log: Arc<Mutex<BoundedLog>>) -> Result<Self, AgentError> {
-        Ok(Self::over(open(namespace, Purpose::Control, CONNECT_TIME_MAX).await?, log))
+        let (stream, generation) = open(namespace, Purpose::Control, CONNECT_TIME_MAX).await?;
+        Ok(Self::over(stream, generation, log))
     }
 
     /// Converses over a connection that was opened for it.
-    fn over(stream: Box<dyn AppStream>, log: Arc<Mutex<BoundedLog>>) -> Self {
+    fn over(stream: Box<dyn AppStream>, generation: u32, log: Arc<Mutex<BoundedLog>>) -> Self {
         let (requests, receive) = mpsc::channel(REQUESTS_WAITING_MAX);
         let (status, app) = watch::channel(AppStatus::NotStarted);
         let closed = CancellationToken::new();
@@ -90,7 +95,7 @@ impl Agent {
                 }
             }
         });
-        Self { requests, app, closed, _task: AbortOnDropHandle::new(task) }
+        Self { requests, app, closed, generation, _task: AbortOnDropHandle::new(task) }
     }
 
     /// Connects to an agent that is still booting, until the deadline.
@@ -136,6 +141,25 @@ impl Agent {
         self.ask(RequestBody::Quiesce).await
     }
 
+    /// Keeps the guest's processes off its processors for as long as it takes to stop it; returns until when they are.
+    /// There is none if they cannot be, which is no reason not to stop it.
+    pub async fn park(&self) -> Option<Instant> {
+        if self.generation < PARK_SINCE {
+            return None;
+        }
+        let time_max = PARK_TIME_MAX.as_millis().try_into().expect("a moment");
+        let begin = Instant::now();
+        let asked = self.ask(RequestBody::Park { time_max_millis: time_max });
+        match tokio::time::timeout(PARK_TIME_MAX, asked).await {
+            Ok(Ok(_)) => Some(begin + PARK_TIME_MAX),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a guest's processes stay on its processors");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
     /// How the app is.
     pub async fn status(&self) -> Result<AppStatus, AgentError> {
         self.ask(RequestBody::Status).await
@@ -169,20 +193,30 @@ impl Agent {
     }
 }
 
-/// Opens a connection for a purpose. `ConnectionRefused` means that the agent refused the purpose.
-pub async fn open(
+/// Opens a stream to a port of the app. [`AgentError::Refused`] means that nothing listens there.
+pub async fn open_stream(
+    namespace: &dyn Network,
+    port: u16,
+    timeout: Duration,
+) -> Result<Box<dyn AppStream>, AgentError> {
+    open(namespace, Purpose::Connect { port }, timeout).await.map(|(stream, _)| stream)
+}
+
+/// Opens a connection for a purpose, to an agent of the generation that is returned.
+async fn open(
     namespace: &dyn Network,
     purpose: Purpose,
     timeout: Duration,
-) -> Result<Box<dyn AppStream>, AgentError> {
+) -> Result<(Box<dyn AppStream>, u32), AgentError> {
     let mut stream = namespace.connect(AGENT_PORT, timeout).await.map_err(AgentError::Connect)?;
     let opening = async {
         write_frame(&mut stream, &Open { generation: GENERATION, purpose }).await?;
         read_frame::<Opened>(&mut stream).await
     };
     let opened = tokio::time::timeout(timeout, opening).await.map_err(|_| AgentError::Silent)?;
-    match opened.map_err(AgentError::Frame)?.error {
-        None => Ok(stream),
+    let Opened { generation, error } = opened.map_err(AgentError::Frame)?;
+    match error {
+        None => Ok((stream, generation)),
         Some(reason) => Err(AgentError::Refused { reason: reason.chars().take(1000).collect() }),
     }
 }

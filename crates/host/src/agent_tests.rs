@@ -20,7 +20,7 @@ async fn meet() -> (Agent, TcpStream, tempfile::TempDir) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (hostile, _) = listener.accept().await.unwrap();
-    (Agent::over(Box::new(host), Arc::new(Mutex::new(log))), hostile, dir)
+    (Agent::over(Box::new(host), GENERATION, Arc::new(Mutex::new(log))), hostile, dir)
 }
 
 fn kept(dir: &Path) -> u64 {

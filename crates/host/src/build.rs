@@ -19,7 +19,7 @@ use api::{
 };
 use builder::{ImageConfig, Job};
 use failpoint::step;
-use guest_protocol::{AppEnd, AppSpec, AppStatus, Purpose};
+use guest_protocol::{AppEnd, AppSpec, AppStatus};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vmm::MemoryBacking;
@@ -406,7 +406,7 @@ impl BuildGuest {
         let deadline = Instant::now() + SETTLE_TIME_MAX;
         while Instant::now() < deadline {
             for &port in ports {
-                if agent::open(&*self.namespace, Purpose::Connect { port }, SETTLE_TIME_MAX).await.is_ok() {
+                if agent::open_stream(&*self.namespace, port, SETTLE_TIME_MAX).await.is_ok() {
                     return Ok(());
                 }
             }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use api::{directory::AppStream, hooks::HOOK_PATH_PREFIX};
 use bytes::Bytes;
-use guest_protocol::Purpose;
 use http_body_util::Full;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
@@ -71,7 +70,7 @@ pub async fn call_until_ready(
 /// waits: that is this host's trouble and not the app's, and must not cost a session.
 async fn reach(namespace: &dyn Network, port: u16, timeout: Duration) -> Option<Box<dyn AppStream>> {
     loop {
-        match agent::open(namespace, Purpose::Connect { port }, timeout).await {
+        match agent::open_stream(namespace, port, timeout).await {
             Ok(stream) => return Some(stream),
             Err(AgentError::Refused { .. }) => return None,
             Err(error) => tracing::warn!(%error, "the guest of a hook cannot be reached yet"),

@@ -12,7 +12,7 @@ use api::{
     ids::VmId,
 };
 use failpoint::step;
-use vmm::{Accel, ChangedPages, StartError};
+use vmm::{Accel, ChangedPages, Standstill, StartError};
 
 use crate::{
     agent::{Agent, AgentError, Life},
@@ -109,7 +109,7 @@ pub async fn restore(
     version: &VersionFiles,
     files: &MicrovmFiles,
     device_state: &std::path::Path,
-    stood_still: Duration,
+    stood_still: Standstill,
     memory: Option<(PathBuf, Arc<SavedMemory>)>,
 ) -> Result<Restored, LaunchError> {
     let platform = &*host.platform;
@@ -140,7 +140,7 @@ async fn load(
     spec: &MicrovmSpec,
     files: &MicrovmFiles,
     device_state: &std::path::Path,
-    stood_still: Duration,
+    stood_still: Standstill,
     memory: Option<(PathBuf, Arc<SavedMemory>)>,
 ) -> Result<Restored, LaunchError> {
     let Unit { vm_id, vm, network: namespace, dir } = unit;

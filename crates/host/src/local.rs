@@ -15,7 +15,6 @@ use api::{
     images::Architecture,
     size::Size,
 };
-use guest_protocol::Purpose;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
@@ -251,7 +250,7 @@ impl Dialer for LocalHost {
     async fn dial(&self, microvm: &MicrovmId, vm: &VmId, port: u16) -> Result<Box<dyn AppStream>, DialError> {
         let machine = self.machine(microvm).filter(|machine| machine.vm_id == *vm).ok_or(DialError::Gone)?;
         let opened = tokio::select! {
-            opened = agent::open(&*machine.namespace, Purpose::Connect { port }, DIAL_TIME_MAX) => opened,
+            opened = agent::open_stream(&*machine.namespace, port, DIAL_TIME_MAX) => opened,
             // Suspended or ended meanwhile: nobody will answer any more.
             () = machine.over.cancelled() => return Err(DialError::Gone),
         };

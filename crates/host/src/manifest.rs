@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io,
     path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use api::size::Size;
@@ -17,6 +17,7 @@ use crate::{
     files::{SuspendedFiles, VersionFiles},
     launch::accel_name,
     platform::Platform,
+    saved::Stopped,
 };
 
 const VERSION_KIND: &str = "version";
@@ -94,10 +95,12 @@ pub fn write_version(files: &VersionFiles, size: Size, config: &HostConfig, plat
 struct SuspendedVm {
     /// When the guest was stopped, in milliseconds since the Unix epoch.
     stopped_at_unix_millis: Option<u64>,
+    /// Its processors were kept from its processes then.
+    parked: bool,
 }
 
-/// Makes a suspended microVM's files last, then says what they are. The guest stands still since `stopped_at`.
-pub fn write_suspended(files: &SuspendedFiles, stopped_at: SystemTime) -> io::Result<()> {
+/// Makes a suspended microVM's files last, then says what they are. The guest stands still.
+pub fn write_suspended(files: &SuspendedFiles, stopped: Stopped) -> io::Result<()> {
     let dir = files.dir();
     File::open(files.device_state())?.sync_all()?;
     let delta = files.delta().exists().then_some((DELTA, false));
@@ -107,9 +110,10 @@ pub fn write_suspended(files: &SuspendedFiles, stopped_at: SystemTime) -> io::Re
         .map(|(name, summed)| FileEntry::of(dir, name, summed))
         .collect::<Result<_, _>>()
         .map_err(io::Error::other)?;
-    let since_epoch = stopped_at.duration_since(UNIX_EPOCH).ok();
+    let since_epoch = stopped.at.duration_since(UNIX_EPOCH).ok();
     let millis = since_epoch.and_then(|since| u64::try_from(since.as_millis()).ok());
-    let vm = serde_json::to_value(SuspendedVm { stopped_at_unix_millis: millis }).map_err(io::Error::other)?;
+    let vm = SuspendedVm { stopped_at_unix_millis: millis, parked: stopped.parked };
+    let vm = serde_json::to_value(vm).map_err(io::Error::other)?;
     Manifest::new(SUSPENDED_KIND, entries, vm).write(&files.manifest()).map_err(into_io)
 }
 
@@ -118,8 +122,8 @@ pub fn write_suspended(files: &SuspendedFiles, stopped_at: SystemTime) -> io::Re
 pub struct Suspended {
     /// Is there a delta?
     pub has_delta: bool,
-    /// Since when the guest stands still, if that is known.
-    pub stopped_at: Option<SystemTime>,
+    /// How the guest was stopped, if that is known.
+    pub stopped: Option<Stopped>,
 }
 
 /// Checks the files of a suspended microVM against their manifest; layers check themselves.
@@ -129,9 +133,10 @@ pub fn check_suspended(files: &SuspendedFiles) -> Result<Suspended, DamagedError
     // Snapshots of earlier releases say nothing of it.
     let vm = SuspendedVm::deserialize(&manifest.vm).unwrap_or_default();
     let after_epoch = vm.stopped_at_unix_millis.map(Duration::from_millis);
+    let at = after_epoch.and_then(|after| UNIX_EPOCH.checked_add(after));
     Ok(Suspended {
         has_delta: manifest.files.iter().any(|file| file.name == DELTA),
-        stopped_at: after_epoch.and_then(|after| UNIX_EPOCH.checked_add(after)),
+        stopped: at.map(|at| Stopped { at, parked: vm.parked }),
     })
 }
 
@@ -154,7 +159,7 @@ pub fn copy_into_io(error: snapshot::CopyError) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::FileExt};
+    use std::{fs, os::unix::fs::FileExt, time::SystemTime};
 
     use super::*;
     use crate::files::MicrovmFiles;
@@ -171,7 +176,7 @@ mod tests {
             Ok(())
         };
         snapshot::write_layer(&files.layer(), 16 * PAGE as u64, &runs, &mut read).unwrap();
-        write_suspended(&files, SystemTime::now()).unwrap();
+        write_suspended(&files, Stopped { at: SystemTime::now(), parked: false }).unwrap();
         files
     }
 

@@ -15,7 +15,7 @@ use api::{directory::AppStream, host::Egress, size::Size};
 use builder::{BuildError, Built, Job, ScratchDiskError};
 use vmm::{
     AttachError, ChangedPages, Changes, Console, ControlError, ExitReport, KillError, MemoryBacking, RunState,
-    SaveError, StartError,
+    SaveError, Standstill, StartError,
 };
 
 use crate::network::NetworkError;
@@ -40,6 +40,9 @@ pub trait Vm: Send + Sync + 'static {
 
     /// Processor time it has used; `None` if it is no more, or that cannot be told.
     fn cpu_time(&self) -> Option<Duration>;
+
+    /// Whether it runs just now or wants to, rather than wait, as it does for a guest that is idle.
+    fn at_work(&self) -> bool;
 
     /// Stops the guest.
     async fn pause(&self) -> Result<(), ControlError>;
@@ -96,7 +99,7 @@ pub trait PreparedVm: Send + Sync + 'static {
         self: Box<Self>,
         place: VmPlace,
         device_state: &Path,
-        stood_still: Duration,
+        stood_still: Standstill,
         pages: Option<ChangedPages>,
     ) -> Result<SharedVm, StartError>;
 }

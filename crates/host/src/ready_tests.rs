@@ -9,7 +9,7 @@ use api::{
     host::Egress,
     ids::{ImageId, ImageVersion},
 };
-use vmm::{ChangedPages, StartError};
+use vmm::{ChangedPages, Standstill, StartError};
 
 use super::*;
 use crate::{
@@ -33,7 +33,7 @@ impl PreparedVm for Process {
         self: Box<Self>,
         _: VmPlace,
         _: &Path,
-        _: Duration,
+        _: Standstill,
         _: Option<ChangedPages>,
     ) -> Result<SharedVm, StartError> {
         unreachable!("nothing is loaded here")

@@ -6,15 +6,12 @@
 //! long-lived session pays for what it does, not for all it ever did. Any whole layer would do for a ground, since it is
 //! its content that is compared: losing it costs time, never memory.
 
-use std::{
-    io,
-    path::Path,
-    time::{Duration, SystemTime},
-};
+use std::{io, path::Path, time::SystemTime};
 
 use api::host::SuspendReport;
 use failpoint::step;
 use snapshot::{Layer, changed_since, open_layer, write_layer};
+use vmm::Standstill;
 
 use crate::{
     capacity,
@@ -58,13 +55,14 @@ pub enum SuspendError {
 pub struct SavedMemory {
     layer: Layer,
     delta: Option<Layer>,
-    stopped_at: Option<SystemTime>,
+    stopped: Option<Stopped>,
 }
 
 impl SavedMemory {
     /// How long its guest has stood still. A clock of the host's that was set back meanwhile moves nothing back in it.
-    pub fn stood_still(&self) -> Duration {
-        self.stopped_at.and_then(|at| at.elapsed().ok()).unwrap_or_default()
+    pub fn stood_still(&self) -> Standstill {
+        let Some(Stopped { at, parked }) = self.stopped else { return Standstill::default() };
+        Standstill { time: at.elapsed().unwrap_or_default(), parked }
     }
 
     /// Hands every page to `write`, as offset and content; a later one of the same offset counts. Whether they are what was
@@ -82,10 +80,10 @@ impl SavedMemory {
 pub async fn open(files: &SuspendedFiles) -> Result<SavedMemory, DamagedError> {
     let files = files.clone();
     let checked = tokio::task::spawn_blocking(move || {
-        let Suspended { has_delta, stopped_at } = manifest::check_suspended(&files)?;
+        let Suspended { has_delta, stopped } = manifest::check_suspended(&files)?;
         let layer = open_layer(&files.layer()).map_err(DamagedError::Layer)?;
         let delta = has_delta.then(|| open_layer(&files.delta())).transpose().map_err(DamagedError::Layer)?;
-        Ok(SavedMemory { layer, delta, stopped_at })
+        Ok(SavedMemory { layer, delta, stopped })
     });
     checked.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
@@ -98,12 +96,21 @@ pub async fn retire(files: &MicrovmFiles) -> io::Result<()> {
     files::remove_dir(files.resumed().dir().clone()).await
 }
 
-/// Writes the snapshot of a VM that stands still since `stopped_at`; its last step makes it count.
+/// How a VM was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped {
+    /// Since then it stands still.
+    pub at: SystemTime,
+    /// Its processors were kept from its processes; see [`vmm::Standstill`].
+    pub parked: bool,
+}
+
+/// Writes the snapshot of a VM that stands still; its last step makes it count.
 pub async fn save(
     platform: &dyn Platform,
     machine: &Machine,
     files: &MicrovmFiles,
-    stopped_at: SystemTime,
+    stopped: Stopped,
 ) -> Result<SuspendReport, SuspendError> {
     let fresh = files.suspending();
     files::remove_dir(fresh.dir().clone()).await.map_err(SuspendError::File)?;
@@ -128,7 +135,7 @@ pub async fn save(
         }
         step("suspend.memory-saved");
         let device_bytes = std::fs::metadata(fresh.device_state())?.len();
-        manifest::write_suspended(&fresh, stopped_at)?;
+        manifest::write_suspended(&fresh, stopped)?;
         step("suspend.manifest-written");
         Ok(Ok(SuspendReport { memory_bytes: bytes, device_bytes }))
     })

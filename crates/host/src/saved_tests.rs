@@ -57,7 +57,7 @@ impl Guest {
         std::fs::write(fresh.device_state(), "devices").unwrap();
         let plan = Plan::of(&files.ground(), &changes);
         plan.write(&files.ground(), &fresh, MEMORY, &changes).unwrap();
-        manifest::write_suspended(&fresh, SystemTime::now()).unwrap();
+        manifest::write_suspended(&fresh, Stopped { at: SystemTime::now(), parked: false }).unwrap();
         std::fs::rename(fresh.dir(), files.suspended().dir()).unwrap();
         let _ = std::fs::remove_file(files.ground());
         matches!(plan, Plan::Delta(_))

@@ -14,7 +14,7 @@ use builder::{BuildError, Builder, BuilderConfig, Built, Job, ScratchDiskError};
 use tokio_util::task::AbortOnDropHandle;
 use vmm::{
     Arch, AttachError, ChangedPages, Changes, Console, ControlError, Disk, Driver, ExitReport, Jail, KillError, Limits,
-    Program, RunState, SaveError, StartError, VmSpec,
+    Program, RunState, SaveError, Standstill, StartError, VmSpec,
 };
 
 use crate::{
@@ -142,6 +142,10 @@ impl Vm for vmm::Vm {
         vmm::Vm::cpu_time(self)
     }
 
+    fn at_work(&self) -> bool {
+        vmm::Vm::at_work(self)
+    }
+
     async fn pause(&self) -> Result<(), ControlError> {
         vmm::Vm::pause(self).await
     }
@@ -201,7 +205,7 @@ impl PreparedVm for Prepared {
         self: Box<Self>,
         place: VmPlace,
         device_state: &Path,
-        stood_still: Duration,
+        stood_still: Standstill,
         pages: Option<ChangedPages>,
     ) -> Result<SharedVm, StartError> {
         let Self { vm, mut spec } = *self;

@@ -15,7 +15,7 @@ use std::{
     io,
     path::Path,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use api::{
@@ -23,6 +23,7 @@ use api::{
     ids::VmId,
 };
 use failpoint::step;
+use vmm::{Accel, Standstill};
 
 use crate::{
     agent::Life,
@@ -33,8 +34,13 @@ use crate::{
     local::LocalHost,
     machine::Machine,
     ready::Purpose,
-    saved::{self, SuspendError},
+    saved::{self, Stopped, SuspendError},
 };
+
+/// What a guest may still have to do when it is to be suspended, the end of an answer for instance: it is looked so often
+/// whether it is done, with this pause.
+const SETTLE_TRIES: u32 = 4;
+const SETTLE_PAUSE: Duration = Duration::from_millis(3);
 
 impl LocalHost {
     pub(crate) async fn run_microvm(&self, spec: &MicrovmSpec) -> Result<VmId, HostError> {
@@ -67,7 +73,7 @@ impl LocalHost {
         // A launch is the beginning of its time, however old the image is.
         let state = version.device_state();
         let restored =
-            launch::restore(self, spec, &version, files, &state, Duration::ZERO, None).await.map_err(lost)?;
+            launch::restore(self, spec, &version, files, &state, Standstill::default(), None).await.map_err(lost)?;
         step("run.restored");
         let machine =
             restored.set_going(&self.config, &*self.platform, spec, files, Life::Begins).await.map_err(lost)?;
@@ -120,9 +126,12 @@ impl LocalHost {
         }
         step("suspend.hook-answered");
         let saved = async {
+            let parked = self.park(&machine).await;
             machine.vm.pause().await.map_err(SuspendError::Pause)?;
+            let parked = parked.is_some_and(|until| Instant::now() < until);
+            let stopped = Stopped { at: SystemTime::now(), parked };
             step("suspend.paused");
-            saved::save(&*self.platform, &machine, &files, SystemTime::now()).await
+            saved::save(&*self.platform, &machine, &files, stopped).await
         };
         let report = match saved.await {
             Ok(report) => report,
@@ -148,6 +157,21 @@ impl LocalHost {
         forget_machine(&files).await;
         self.ready.want(Purpose::wake(spec));
         Ok(report)
+    }
+
+    /// Keeps the processes of a guest that is at work off its processors, for it to be stopped; until when, if they are.
+    async fn park(&self, machine: &Machine) -> Option<Instant> {
+        // With KVM, a guest's clocks are not moved.
+        if self.config.accel != Accel::Tcg {
+            return None;
+        }
+        for _ in 0..SETTLE_TRIES {
+            if !machine.vm.at_work() {
+                return None;
+            }
+            tokio::time::sleep(SETTLE_PAUSE).await;
+        }
+        machine.agent().park().await
     }
 
     pub(crate) async fn resume_microvm(&self, spec: &MicrovmSpec) -> Result<VmId, HostError> {

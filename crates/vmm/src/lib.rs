@@ -50,6 +50,6 @@ pub use procfs::find_strays;
 pub use qemu::{VersionError, qemu_version};
 pub use record::RecordError;
 pub use spec::{Accel, Arch, Capabilities, Disk, Driver, MemoryBacking, Network, SpecError, VmSpec};
-pub use start::{BoxError, ChangedPages, Prepared, StartError, WriteAll, WritePage};
+pub use start::{BoxError, ChangedPages, Prepared, Standstill, StartError, WriteAll, WritePage};
 pub use usage::Usage;
 pub use vm::{AttachError, Console, ControlError, KillError, RunState, SaveError, Vm};

@@ -122,6 +122,18 @@ fn parse_cpu_time(stat: &[u8]) -> Option<Duration> {
     Some(Duration::from_millis(ticks.saturating_mul(1000 / TICKS_PER_SECOND)))
 }
 
+/// Whether a thread of a process runs just now, or wants to.
+pub(crate) fn at_work(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    // One that ended meanwhile does not run.
+    threads.flatten().any(|thread| fs::read(thread.path().join("stat")).is_ok_and(|stat| runs(&stat)))
+}
+
+fn runs(stat: &[u8]) -> bool {
+    let name_end = stat.iter().rposition(|&byte| byte == b')');
+    name_end.and_then(|end| stat.get(end + 2)) == Some(&b'R')
+}
+
 /// The user a process is.
 pub(crate) fn uid_of(pid: u32) -> Option<u32> {
     // The directory itself belongs to root for a process that may not be dumped.
@@ -133,6 +145,24 @@ pub(crate) fn uid_of(pid: u32) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_that_runs_is_told_from_one_that_waits() {
+        assert!(runs(b"7 (CPU 0/TCG) R 1 7 7 0"));
+        assert!(runs(b"7 (a) S b) R 1 7 7 0"));
+        for other in [&b"7 (R) S 1 7 7 0"[..], b"7 (a) D 1", b"7 (a)", b"7 (a) ", b""] {
+            assert!(!runs(other));
+        }
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let settled = (0..600).any(|_| {
+            std::thread::sleep(Duration::from_millis(100));
+            !at_work(child.id())
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(settled);
+        assert!(at_work(std::process::id()));
+    }
 
     #[test]
     fn stat_with_a_hostile_name_is_read_right() {

@@ -12,6 +12,16 @@ use crate::spec::{Driver, SpecError, VmSpec};
 use crate::vm::{Control, KillError, Vm};
 use crate::{firecracker, qemu, vm};
 
+/// How long a saved machine stood still, which its guest is to find on its clocks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standstill {
+    /// The time.
+    pub time: Duration,
+    /// No process of its guest's was on a processor when it was stopped: all were idle, or held by one that is not
+    /// scheduled by its share of the time.
+    pub parked: bool,
+}
+
 /// Writes pages: offset in guest memory, contents.
 pub type WritePage<'a> = dyn FnMut(u64, &[u8]) -> io::Result<()> + 'a;
 
@@ -47,15 +57,15 @@ impl Vm {
     ///
     /// Its memory is the memory file's, copy-on-write, and `pages` where there are any.
     pub async fn restore(spec: &VmSpec, state: &Path, pages: Option<ChangedPages>) -> Result<Vm, StartError> {
-        Self::restore_after(spec, state, Duration::ZERO, pages).await
+        Self::restore_after(spec, state, Standstill::default(), pages).await
     }
 
     /// The same for a machine that stood still for so long, which its guest is to find on its monotonic clock. That is
-    /// done for guests that QEMU emulates, and that were idle; others go on from where they were.
+    /// done for guests that QEMU emulates, and that were idle or parked; others go on from where they were.
     pub async fn restore_after(
         spec: &VmSpec,
         state: &Path,
-        stood_still: Duration,
+        stood_still: Standstill,
         pages: Option<ChangedPages>,
     ) -> Result<Vm, StartError> {
         Self::prepare(spec).await?.load(spec, state, stood_still, pages).await
@@ -100,7 +110,7 @@ impl Prepared {
         self,
         spec: &VmSpec,
         state: &Path,
-        stood_still: Duration,
+        stood_still: Standstill,
         pages: Option<ChangedPages>,
     ) -> Result<Vm, StartError> {
         Ok(match self.0 {

@@ -110,6 +110,11 @@ impl Vm {
         procfs::cpu_time(self.pid())
     }
 
+    /// Whether the VMM runs just now or wants to, rather than wait, as it does for a guest that is idle.
+    pub fn at_work(&self) -> bool {
+        procfs::at_work(self.pid())
+    }
+
     /// The ids of all of the VM's processes: of the VMM, and of its pager if it has one.
     pub fn pids(&self) -> Vec<u32> {
         let pager = self.0.record.pager.as_ref().map(|pager| pager.pid);

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use support::{Bench, COUNTER, MEMORY_MIB, PATIENCE, TOUCHED, has, process_is_gone, programs, runs_as_root};
 use tokio::io::AsyncReadExt;
 use vmm::{
-    Accel, ChangedPages, Changes, ControlError, Disk, Driver, MemoryBacking, Program, RunState, SaveError, StartError,
-    Vm, VmSpec,
+    Accel, ChangedPages, Changes, ControlError, Disk, Driver, MemoryBacking, Program, RunState, SaveError, Standstill,
+    StartError, Vm, VmSpec,
 };
 
 /// A driver, and a guest for it.
@@ -207,7 +207,7 @@ async fn a_prepared_machine_is_loaded_where_it_was_moved_to() {
             disk.path = to;
         }
         assert!(!prepared.has_exited());
-        let vm = prepared.load(&spec, &state, Duration::ZERO, None).await.unwrap();
+        let vm = prepared.load(&spec, &state, Standstill::default(), None).await.unwrap();
         vm.resume().await.unwrap();
         hear(&vm).await;
         drop(vm);

@@ -82,7 +82,7 @@ impl Guest {
                     match body {
                         RequestBody::Restored { .. } => _ = self.vm.greeted.send_replace(true),
                         RequestBody::Start(_) => _ = self.vm.app.send_replace(App::Runs),
-                        RequestBody::Quiesce | RequestBody::Status => {}
+                        RequestBody::Quiesce | RequestBody::Park { .. } | RequestBody::Status => {}
                     }
                     let status = match *self.vm.app.borrow() {
                         App::None => AppStatus::NotStarted,

@@ -23,7 +23,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::time::{sleep, timeout};
 use vmm::{
     AttachError, ChangedPages, Changes, Console, ControlError, ExitReport, KillError, MemoryBacking, RunState,
-    SaveError, StartError,
+    SaveError, Standstill, StartError,
 };
 
 use super::{
@@ -121,6 +121,10 @@ impl Vm for Handle {
 
     fn cpu_time(&self) -> Option<Duration> {
         self.vm.exists().then(|| self.vm.cpu_time())
+    }
+
+    fn at_work(&self) -> bool {
+        self.world.chance(&self.vm.who, "at work").between(0, 1) == 1
     }
 
     async fn pause(&self) -> Result<(), ControlError> {
@@ -357,7 +361,7 @@ impl PreparedVm for Prepared {
         self: Box<Self>,
         place: VmPlace,
         device_state: &Path,
-        _stood_still: Duration,
+        _stood_still: Standstill,
         pages: Option<ChangedPages>,
     ) -> Result<SharedVm, StartError> {
         let Self { world, life, plan } = *self;

@@ -4,11 +4,13 @@
 //! An emulated guest's clocks are two numbers in the section `timer` of the saved state: ticks of its time stamp counter,
 //! and nanoseconds that every other timer counts by. A timer whose time is over by then fires as soon as the guest runs.
 //!
-//! Only a guest that was idle gets this. Linux charges the time between two looks at the clock to the process that
-//! runs: after a night, it would not let that process run again before every other one that wants to had as much. When
-//! every processor is halted, nobody runs.
+//! Only a guest that was idle or parked gets this. Linux charges the time between two looks at the clock to the process
+//! that runs: after a night, it would not let that process run again before every other one that wants to had as much.
+//! When every processor is halted, nobody runs; when it is parked, one that does not mind.
 
 use std::time::Duration;
+
+use crate::start::Standstill;
 
 // migration/savevm.c of QEMU: what begins a section that is whole, and what follows each.
 const SECTION_FULL: u8 = 0x04;
@@ -28,23 +30,25 @@ const TICKS_PER_NANO: std::ops::RangeInclusive<i128> = 0..=20;
 pub(crate) enum Outcome {
     /// The clocks are later now.
     Advanced,
-    /// A processor was at work: they are as they were.
+    /// A processor was at work for anybody: they are as they were.
     Busy,
     /// This is not the state of a machine of this many processors as this knows it: it is as it was.
     Unknown,
 }
 
 /// Moves the clocks of this state of a machine forward.
-pub(crate) fn advance(state: &mut [u8], vcpus: u32, by: Duration) -> Outcome {
+pub(crate) fn advance(state: &mut [u8], vcpus: u32, stood_still: Standstill) -> Outcome {
     let processors = find(state, &CPU);
     if processors.len() != vcpus as usize {
         return Outcome::Unknown;
     }
-    if processors.iter().any(|at| state[*at..*at + 4] != 1u32.to_be_bytes()) {
+    if !stood_still.parked && processors.iter().any(|at| state[*at..*at + 4] != 1u32.to_be_bytes()) {
         return Outcome::Busy;
     }
     let [at] = find(state, &TIMER)[..] else { return Outcome::Unknown };
-    let Some((ticks, nanos)) = later(number(state, at), number(state, at + 16), by) else { return Outcome::Unknown };
+    let Some((ticks, nanos)) = later(number(state, at), number(state, at + 16), stood_still.time) else {
+        return Outcome::Unknown;
+    };
     state[at..at + 8].copy_from_slice(&ticks.to_be_bytes());
     state[at + 16..at + 24].copy_from_slice(&nanos.to_be_bytes());
     Outcome::Advanced
@@ -111,6 +115,10 @@ mod tests {
         bytes
     }
 
+    fn idle_for(time: Duration) -> Standstill {
+        Standstill { time, parked: false }
+    }
+
     fn timer(ticks: i64, nanos: i64) -> Vec<u8> {
         section(0, &TIMER, 0, &[ticks.to_be_bytes(), [0; 8], nanos.to_be_bytes()].concat())
     }
@@ -128,17 +136,21 @@ mod tests {
     fn both_counters_of_an_idle_machine_are_moved_and_nothing_else() {
         let mut state = saved(&[timer(60_000_000_000, 30_000_000_000), processor(0, 1), processor(1, 1)]);
         let hours = Duration::from_secs(8 * 3600);
-        assert_eq!(advance(&mut state, 2, hours), Outcome::Advanced);
+        assert_eq!(advance(&mut state, 2, idle_for(hours)), Outcome::Advanced);
         let expected = timer(60_000_000_000 + 2 * 28_800_000_000_000, 30_000_000_000 + 28_800_000_000_000);
         assert_eq!(state, saved(&[expected, processor(0, 1), processor(1, 1)]));
     }
 
     #[test]
-    fn a_machine_at_work_is_left_alone() {
-        let before = saved(&[timer(60, 30), processor(0, 1), processor(1, 0)]);
+    fn a_machine_at_work_is_left_alone_unless_it_was_parked() {
+        let work = processor(1, 0);
+        let before = saved(&[timer(60, 30), processor(0, 1), work.clone()]);
         let mut state = before.clone();
-        assert_eq!(advance(&mut state, 2, Duration::from_secs(1)), Outcome::Busy);
+        assert_eq!(advance(&mut state, 2, idle_for(Duration::from_secs(1))), Outcome::Busy);
         assert_eq!(state, before);
+        let parked = Standstill { time: Duration::from_nanos(100), parked: true };
+        assert_eq!(advance(&mut state, 2, parked), Outcome::Advanced);
+        assert_eq!(state, saved(&[timer(260, 130), processor(0, 1), work]));
     }
 
     #[test]
@@ -157,12 +169,16 @@ mod tests {
         ] {
             let before = saved(&parts);
             let mut state = before.clone();
-            assert_eq!(advance(&mut state, 1, Duration::from_secs(1)), Outcome::Unknown);
+            assert_eq!(advance(&mut state, 1, idle_for(Duration::from_secs(1))), Outcome::Unknown);
             assert_eq!(state, before);
         }
         let whole = [timer(60, 30), idle].concat();
         for cut in 0..whole.len() {
-            assert_eq!(advance(&mut whole[..cut].to_vec(), 1, Duration::from_secs(1)), Outcome::Unknown, "{cut}");
+            assert_eq!(
+                advance(&mut whole[..cut].to_vec(), 1, idle_for(Duration::from_secs(1))),
+                Outcome::Unknown,
+                "{cut}"
+            );
         }
     }
 }

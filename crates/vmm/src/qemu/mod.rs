@@ -26,7 +26,7 @@ use crate::memory::GuestMemory;
 use crate::process::{self, Process, Unwatched};
 use crate::record::VmRecord;
 use crate::spec::{Accel, MemoryBacking, VmSpec};
-use crate::start::{ChangedPages, Guard, StartError, joined};
+use crate::start::{ChangedPages, Guard, Standstill, StartError, joined};
 use crate::vm::{RunState, SaveError};
 use crate::words::cleaned;
 use clock::Outcome;
@@ -91,7 +91,7 @@ impl Waiting {
         self,
         spec: &VmSpec,
         state: &Path,
-        stood_still: Duration,
+        stood_still: Standstill,
         pages: Option<ChangedPages>,
     ) -> Result<Started<Qemu>, StartError> {
         let Self { mut starting, incoming: (socket, number) } = self;
@@ -124,10 +124,10 @@ impl Waiting {
 }
 
 /// The saved state of devices, with its clocks moved on.
-async fn saved_devices(spec: &VmSpec, state: &Path, stood_still: Duration) -> Result<Vec<u8>, StartError> {
+async fn saved_devices(spec: &VmSpec, state: &Path, stood_still: Standstill) -> Result<Vec<u8>, StartError> {
     let (path, vcpus) = (state.to_owned(), spec.vcpus);
     // With KVM, clocks are told in other sections.
-    let moved_on = (spec.accel == Accel::Tcg && !stood_still.is_zero()).then_some(stood_still);
+    let moved_on = (spec.accel == Accel::Tcg && !stood_still.time.is_zero()).then_some(stood_still);
     let read = tokio::task::spawn_blocking(move || {
         let mut state = read_state(&path)?;
         let clocks = moved_on.map(|by| clock::advance(&mut state, vcpus, by));
