@@ -1,7 +1,7 @@
 //! After a restart: what should be, compared with what is found. Everything known is brought to a true state,
 //! everything unknown is removed: processes, namespaces, files.
 
-use std::{collections::HashSet, io, path::Path};
+use std::{collections::HashSet, io, path::Path, time::Duration};
 
 use api::{
     host::{Found, HostError, ImageRef, MicrovmSpec},
@@ -17,6 +17,10 @@ use crate::{
     platform::SharedVm,
     verbs::{blocking, forget_machine, reason_of},
 };
+
+/// How often a VM that a daemon left is tried to be taken over before it is given up, and the pause between two tries.
+const ATTACH_TRIES: u32 = 5;
+const ATTACH_PAUSE: Duration = Duration::from_secs(1);
 
 /// Log directories of ended microVMs that are kept; the oldest go first.
 const ENDED_LOGS_KEPT: usize = 500;
@@ -73,14 +77,7 @@ impl LocalHost {
 
     async fn look_for(&self, spec: &MicrovmSpec) -> Look {
         let files = self.microvm_files(&spec.microvm_id);
-        let vm = match self.platform.attach(&files.vm_dir()).await {
-            Ok(vm) => vm,
-            Err(error) => {
-                // Its process, if there is one, is found among the strays.
-                tracing::warn!(microvm = %spec.microvm_id, %error, "a VM cannot be taken over");
-                None
-            }
-        };
+        let vm = self.attach(spec, &files).await;
         if files.suspended().manifest().exists() {
             // Suspended for good before the daemon died; a VM still there is the one that was being ended.
             if let Some(vm) = vm {
@@ -102,6 +99,27 @@ impl LocalHost {
                 Look::Nothing
             }
             None => Look::Nothing,
+        }
+    }
+
+    /// Finds the VM that there is, and does not give up a session for one failure: a VMM may be busy, or in the hands of
+    /// a server that is just ending.
+    async fn attach(&self, spec: &MicrovmSpec, files: &MicrovmFiles) -> Option<SharedVm> {
+        let mut tries = 1;
+        loop {
+            match self.platform.attach(&files.vm_dir()).await {
+                Ok(vm) => return vm,
+                Err(error) => {
+                    let error = reason_of("not taken over", &error);
+                    tracing::warn!(microvm = %spec.microvm_id, error, tries, "a VM cannot be taken over");
+                }
+            }
+            if tries == ATTACH_TRIES {
+                // Its process, if there is one, is found among the strays.
+                return None;
+            }
+            tokio::time::sleep(ATTACH_PAUSE).await;
+            tries += 1;
         }
     }
 

@@ -172,10 +172,11 @@ impl Session {
             // A hook has a second by default, and one connection that hangs takes it all.
             let late = self.hooked && faults(&["connect"]) > 0;
             let mute = faults(&["silent agent", "connect"]) > 1;
-            faults(&["death", "exit", "resume", "attach", "hook"]) > 0 || mute || late
+            // It is tried five times to take a VM over.
+            let left = faults(&["attach"]) >= 5;
+            faults(&["death", "exit", "resume", "hook"]) > 0 || mute || late || left
         } else {
-            let any =
-                ["restore", "resume", "connect", "silent agent", "hook", "death", "exit", "disk", "kill", "attach"];
+            let any = ["restore", "resume", "connect", "silent agent", "hook", "death", "exit", "disk", "kill"];
             faults(&any) > 0 || world.faults(COMMON, &["take network"]) > 0
         };
         if excused { Ok(()) } else { Err(format!("ended ({reason}), and nothing was done to it that explains that")) }
