@@ -7,6 +7,7 @@
 
 mod api;
 mod burst;
+mod crowd;
 mod driver;
 mod life;
 mod load;
@@ -26,7 +27,7 @@ const WARM_UPS: usize = 1;
 /// What the app is asked.
 const PATH: &str = "/";
 
-const GROUPS: [&str; 6] = ["launch", "suspend", "wake", "burst", "driver", "api"];
+const GROUPS: [&str; 7] = ["launch", "suspend", "wake", "burst", "crowd", "driver", "api"];
 
 fn main() -> ExitCode {
     let asked: Vec<String> = std::env::args().skip(1).filter(|group| !group.is_empty()).collect();
@@ -74,7 +75,7 @@ fn bench(asked: &[String]) -> anyhow::Result<()> {
 /// The groups that need an image and VMs.
 fn over_vms(wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<Row>> {
     eprintln!("building the image (512 MiB baseline, 2 GiB guest) ...");
-    let stage = Stage::set(&Source::probe()?, 512)?;
+    let mut stage = Stage::set(&Source::probe()?, 512)?;
     eprintln!("built in {:.1} s", stage.build_time.as_secs_f64());
     let model = stage.launch()?;
     let vmm = stage.vmm_of(&model.id)?;
@@ -94,6 +95,9 @@ fn over_vms(wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<Row>> {
     if wanted("burst") {
         let many: Vec<_> = (0..burst::COUNT).map(|index| by_hand(&format!("bare{index}"))).collect::<Result<_, _>>()?;
         rows.extend(burst::bench(&stage, &many)?);
+    }
+    if wanted("crowd") {
+        rows.extend(crowd::bench(&mut stage)?);
     }
     if wanted("driver") {
         rows.extend(driver::bench(&stage.scratch("driver"))?);
