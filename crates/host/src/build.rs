@@ -37,6 +37,7 @@ use crate::{
     manifest,
     platform::{Platform, SharedNetwork, SharedVm, VmPlan},
     prefetch,
+    settle::Settling,
     verbs::{blocking, reason_of},
 };
 
@@ -50,9 +51,8 @@ const BOOT_TIME_MAX: Duration = Duration::from_secs(60);
 /// in their first moments, about one boot in a hundred.
 const BOOT_TRIES: u32 = 3;
 
-/// Without a `/ready` hook: how long the app's port is waited for before the snapshot is taken all the same, as of an
-/// app that serves nothing.
-const SETTLE_TIME_MAX: Duration = Duration::from_secs(30);
+/// Without a `/ready` hook: how long one question may take whether a port of the app's is listened on.
+const LISTEN_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// Pause between two looks at an app that settles.
 const SETTLE_PAUSE: Duration = Duration::from_millis(200);
@@ -403,10 +403,10 @@ impl BuildGuest {
                 .map_err(|failure| build_hook_failure("Ready", failure, timeout));
         }
         let ports = if config.exposed_ports.is_empty() { &[DEFAULT_PORT][..] } else { &config.exposed_ports };
-        let deadline = Instant::now() + SETTLE_TIME_MAX;
-        while Instant::now() < deadline {
+        let mut settling = Settling::new(Instant::now());
+        while !settling.is_over(Instant::now(), self.vm.cpu_time()) {
             for &port in ports {
-                if agent::open_stream(&*self.namespace, port, SETTLE_TIME_MAX).await.is_ok() {
+                if agent::open_stream(&*self.namespace, port, LISTEN_TIME_MAX).await.is_ok() {
                     return Ok(());
                 }
             }

@@ -33,6 +33,7 @@ mod prefetch;
 mod ready;
 mod reconcile;
 mod saved;
+mod settle;
 mod stream;
 mod system;
 mod tidy;
