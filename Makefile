@@ -22,13 +22,16 @@ FUZZ ?= \
 	vmm:fuzz::a_record_may_be_anything \
 	vmm:fuzz::an_answer_of_firecracker_may_be_anything
 
-.PHONY: setup setup-tests demo test sim lint fuzz bench soak clean
+.PHONY: setup setup-tests setup-bench demo test sim lint fuzz bench soak clean
 
 setup:
 	@scripts/setup.sh
 
 setup-tests:
 	@scripts/setup.sh tests
+
+setup-bench:
+	@scripts/setup.sh bench
 
 demo: setup
 	@target/venv/bin/python scripts/demo.py
@@ -62,7 +65,7 @@ fuzz:
 			-T $(SECONDS)s "$${each#*:}" || exit 1; \
 	done
 
-bench: setup-tests
+bench: setup-bench
 	target/release/bench $(ONLY)
 
 # Stops with the first ten failures; a cycle takes some seconds on an emulated guest.

@@ -4,6 +4,8 @@
 #
 # `setup.sh tests` also makes what the tests and the benchmarks need beside that: their programs and more AWS clients.
 #
+# `setup.sh bench` makes all of that, and what the edge is measured beside and with: nginx, wrk and h2load.
+#
 # PILOTLIGHT_ASSETS names the directory for what all checkouts share; /var/lib/pilotlight/assets unless set.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -34,6 +36,7 @@ if [[ $for_tests ]]; then
   command -v npm >/dev/null || packages+=(npm)
   steps=9
 fi
+[[ $for_tests != bench ]] || packages+=(nginx-light wrk nghttp2-client curl)
 readonly packages steps
 step=0
 
@@ -69,6 +72,10 @@ install_packages() {
   export DEBIAN_FRONTEND=noninteractive
   apt-get -q update
   apt-get -q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}"
+  # Only its program is wanted; Debian's package starts a server.
+  if [[ " ${missing[*]} " == *" nginx-light "* ]] && [[ -d /run/systemd/system ]]; then
+    systemctl disable --now nginx
+  fi
 }
 
 build_binaries() {

@@ -1,9 +1,10 @@
 //! `sim serve`: the whole server over pretend VMs. At its API and its endpoints it behaves like `pilotlight serve`.
+//! `sim edge`, `sim upstream`: the edge by itself, and what it is measured in front of.
 //! `sim histories`: thousands of histories, each from a seed. `sim history`: one of them again, and what happens in it.
 
 use std::{process::ExitCode, time::Duration};
 
-use crate::{Delays, PretendHost, histories::many};
+use crate::{Delays, PretendHost, edge, histories::many, upstream};
 use api::host::Layout;
 use clap::{Args, Parser, Subcommand};
 use control::{ControlConfig, Quotas};
@@ -24,6 +25,10 @@ struct Cli {
 enum Verb {
     /// Serve the API, the endpoints of microVMs, and S3 for code artifacts.
     Serve(Box<Arguments>),
+    /// Serve the edge by itself, in front of a server on this machine.
+    Edge(edge::Arguments),
+    /// Serve what the edge is measured in front of.
+    Upstream,
     /// Play histories, and say which seeds came to what must never be.
     Histories(Histories),
     /// Play the history of one seed, and print what happens in it.
@@ -71,6 +76,8 @@ struct Arguments {
 pub fn command() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::Serve(arguments) => serve(&arguments),
+        Verb::Edge(arguments) => edge::serve(&arguments),
+        Verb::Upstream => upstream::serve(),
         Verb::Histories(Histories { count, first, threads, twice }) => {
             many::play_many(first..first + count, threads, twice)
         }

@@ -11,10 +11,12 @@
 
 mod app;
 mod command;
+mod edge;
 pub mod histories;
 mod host;
 mod image;
 mod script;
+mod upstream;
 
 pub use command::command;
 pub use host::PretendHost;

@@ -9,6 +9,7 @@ mod api;
 mod burst;
 mod crowd;
 mod driver;
+mod edge;
 mod life;
 mod load;
 
@@ -27,7 +28,10 @@ const WARM_UPS: usize = 1;
 /// What the app is asked.
 const PATH: &str = "/";
 
-const GROUPS: [&str; 7] = ["launch", "suspend", "wake", "burst", "crowd", "driver", "api"];
+const GROUPS: [&str; 8] = ["launch", "suspend", "wake", "burst", "crowd", "driver", "api", "edge"];
+
+/// Those that need no VM.
+const WITHOUT_VMS: [&str; 2] = ["api", "edge"];
 
 fn main() -> ExitCode {
     let asked: Vec<String> = std::env::args().skip(1).filter(|group| !group.is_empty()).collect();
@@ -66,7 +70,10 @@ fn bench(asked: &[String]) -> anyhow::Result<()> {
     if wanted("api") {
         rows.extend(api::bench()?);
     }
-    if GROUPS.into_iter().any(|group| group != "api" && wanted(group)) {
+    if wanted("edge") {
+        rows.extend(edge::bench()?);
+    }
+    if GROUPS.into_iter().any(|group| !WITHOUT_VMS.contains(&group) && wanted(group)) {
         rows.extend(over_vms(wanted)?);
     }
     report(&rows)
@@ -127,6 +134,11 @@ fn quantile(sorted: &[Duration], share: f64) -> f64 {
     (low + (high - low) * at.fract()) * 1000.0
 }
 
+/// Places behind the point that a value deserves.
+fn digits(value: f64) -> usize {
+    if value < 10.0 { 2 } else { 1 }
+}
+
 fn report(rows: &[Row]) -> anyhow::Result<()> {
     println!("{:<8} {:<42} {:>12} {:>12} {:>7}", "group", "figure", "pilotlight", "bare", "ratio");
     for row in rows {
@@ -134,9 +146,9 @@ fn report(rows: &[Row]) -> anyhow::Result<()> {
         let value = if row.unit == "bytes" {
             format!("{:.1} MB", row.value / 1e6)
         } else {
-            format!("{:.1} {}", row.value, row.unit)
+            format!("{:.*} {}", digits(row.value), row.value, row.unit)
         };
-        let baseline = or_dash(row.baseline, 1);
+        let baseline = or_dash(row.baseline, row.baseline.map_or(1, digits));
         let baseline = if row.baseline.is_some() { format!("{baseline} {}", row.unit) } else { baseline };
         println!("{:<8} {:<42} {value:>12} {baseline:>12} {:>7}", row.group, row.name, or_dash(row.ratio(), 2));
     }

@@ -1,0 +1,99 @@
+//! `sim edge`: the edge by itself, in front of one server that speaks HTTP on this machine, for measuring what it costs.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use api::{
+    directory::{AppStream, DialError, Dialer, Directory, Unavailable},
+    ids::{EndpointId, MicrovmId, VmId},
+    size::Size,
+    token::{Claims, Grant, Ports, TokenKey},
+};
+use clap::Args;
+use edge::{Edge, EdgeConfig, Settings, ca};
+use serde_json::json;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// What endpoints are beneath; every program resolves it.
+const DOMAIN: &str = "bench.localhost";
+
+/// When the token stops being good: in 2100.
+const LATE: u64 = 4_102_444_800;
+
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Address of the server, which is all that the one microVM has.
+    #[arg(long)]
+    upstream: SocketAddr,
+    /// Directory for the certificate authority.
+    #[arg(long)]
+    dir: PathBuf,
+}
+
+/// The one microVM.
+struct Only {
+    endpoint: EndpointId,
+    microvm: MicrovmId,
+    vm: VmId,
+    upstream: SocketAddr,
+}
+
+#[async_trait::async_trait]
+impl Directory for Only {
+    async fn microvm_at(&self, endpoint: &EndpointId) -> Option<MicrovmId> {
+        (*endpoint == self.endpoint).then_some(self.microvm)
+    }
+
+    fn size_of(&self, _: &MicrovmId) -> Option<Size> {
+        Some(Size::DEFAULT)
+    }
+
+    async fn awake(&self, _: &MicrovmId) -> Result<VmId, Unavailable> {
+        Ok(self.vm)
+    }
+
+    fn touch(&self, _: &MicrovmId) {}
+}
+
+#[async_trait::async_trait]
+impl Dialer for Only {
+    async fn dial(&self, _: &MicrovmId, _: &VmId, _: u16) -> Result<Box<dyn AppStream>, DialError> {
+        let stream = TcpStream::connect(self.upstream).await.map_err(DialError::Unreachable)?;
+        stream.set_nodelay(true).map_err(DialError::Unreachable)?;
+        Ok(Box::new(stream))
+    }
+}
+
+/// Serves until it is killed, with the limits that are usual. Its first line says where, and with which token.
+pub fn serve(arguments: &Arguments) -> anyhow::Result<()> {
+    let ca = ca::load_or_create(&arguments.dir, DOMAIN)?;
+    let only = Arc::new(Only {
+        endpoint: EndpointId::random(),
+        microvm: MicrovmId::random(),
+        vm: VmId::random(),
+        upstream: arguments.upstream,
+    });
+    let key = Arc::new(TokenKey::new(Uuid::new_v4(), a_key()));
+    let grant = Grant::Http(Ports::all());
+    let token = key.seal(&Claims { microvm_id: only.microvm, grant, expires_unix: LATE });
+    let (limits, _) = Settings::default().limits(u64::MAX);
+    let config = EdgeConfig { domain_suffix: DOMAIN.to_owned(), limits };
+    let host = format!("{}.{DOMAIN}", only.endpoint);
+    let edge = Edge::new(config, ca.server_config(), Arc::clone(&only) as _, only, key);
+    tokio::runtime::Runtime::new()?.block_on(async {
+        let edge = edge.bind(&[([127, 0, 0, 1], 0).into()]).await?;
+        let port = edge.local_addresses()[0].port();
+        println!("{}", json!({ "host": host, "port": port, "token": token, "ca": ca.ca_path() }));
+        edge.serve(CancellationToken::new()).await;
+        Ok(())
+    })
+}
+
+fn a_key() -> [u8; 32] {
+    let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
+    let mut key = [0; 32];
+    key[..16].copy_from_slice(one.as_bytes());
+    key[16..].copy_from_slice(other.as_bytes());
+    key
+}
