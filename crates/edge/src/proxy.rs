@@ -95,7 +95,9 @@ pub(crate) async fn answer(
     let id = headers::request_id(&Uuid::new_v4());
     let (method, version, named) = (request.method().clone(), request.version(), Named::of(&request));
     let mut record = Record::new(&shared, &id, &method, client.served.busy());
-    let mut response = match forward(&shared, &client, request, &id).await {
+    // In a box, because the library keeps room for the whole of this future with every connection, idle ones too.
+    let forwarded = Box::pin(forward(&shared, &client, request, &id)).await;
+    let mut response = match forwarded {
         Ok(Answer { response, version, held }) => {
             record.answered(response.status(), &held.activity);
             let silence = shared.config.limits.silence;

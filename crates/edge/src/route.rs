@@ -108,8 +108,10 @@ pub(crate) fn read<'h>(
         Ok(None) if version == Version::HTTP_2 => uri.authority().map(Authority::as_str),
         Ok(None) | Err(()) => None,
     };
-    let host = host.and_then(parse_host).ok_or(Refusal::Malformed("there must be one valid Host"))?;
+    let named = host;
+    let host = named.and_then(parse_host).ok_or(Refusal::Malformed("there must be one valid Host"))?;
     if let Some(authority) = uri.authority()
+        && named != Some(authority.as_str())
         && parse_host(authority.as_str()).as_ref() != Some(&host)
     {
         return Err(Refusal::Malformed("the request target and Host differ"));
