@@ -98,6 +98,16 @@ impl Agent {
         Self { requests, app, closed, generation, _task: AbortOnDropHandle::new(task) }
     }
 
+    /// One that cannot be reached for now.
+    pub fn absent() -> Self {
+        let closed = CancellationToken::new();
+        closed.cancel();
+        // Whose other ends are gone at once.
+        let (requests, _) = mpsc::channel(1);
+        let (_, app) = watch::channel(AppStatus::NotStarted);
+        Self { requests, app, closed, generation: 0, _task: AbortOnDropHandle::new(tokio::spawn(async {})) }
+    }
+
     /// Connects to an agent that is still booting, until the deadline.
     pub async fn connect_at_boot(
         namespace: &dyn Network,

@@ -23,6 +23,14 @@ async fn meet() -> (Agent, TcpStream, tempfile::TempDir) {
     (Agent::over(Box::new(host), GENERATION, Arc::new(Mutex::new(log))), hostile, dir)
 }
 
+#[tokio::test]
+async fn an_absent_agent_says_so_at_once() {
+    let agent = Agent::absent();
+    assert!(matches!(agent.status().await, Err(AgentError::Closed)));
+    assert!(agent.app_exited().await.is_none());
+    assert!(agent.park().await.is_none());
+}
+
 fn kept(dir: &Path) -> u64 {
     std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
 }

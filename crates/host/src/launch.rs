@@ -31,8 +31,15 @@ use crate::{
     verbs::{blocking, forget_machine, reason_of},
 };
 
-/// How long a restored guest may take to answer. [`api::host::VERB_TIME_MAX`] leaves room for it, and for a hook.
-const GREET_TIME_MAX: Duration = Duration::from_secs(45);
+/// How long the guest of a launch may take to answer. [`api::host::VERB_TIME_MAX`] leaves room for it, and for a hook.
+pub const LAUNCH_PATIENCE: Duration = Duration::from_secs(45);
+
+/// How long one that is resumed may take. It is somebody's session, and cannot be tried again: on a machine that runs a
+/// hundred of them, minutes were seen.
+pub const RESUME_PATIENCE: Duration = Duration::from_secs(600);
+
+/// How long one that outlived a server may take; that one's start waits for it.
+const ADOPT_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Pause between two attempts.
 const GREET_PAUSE: Duration = Duration::from_millis(100);
@@ -193,7 +200,7 @@ async fn claim(ready: WorkDir, files: &MicrovmFiles, record: MachineRecord, laun
 }
 
 impl Restored {
-    /// Lets the guest run, and makes its clock and random numbers right.
+    /// Lets the guest run, and makes its clock and random numbers right, within so much time.
     pub async fn set_going(
         self,
         config: &HostConfig,
@@ -201,6 +208,7 @@ impl Restored {
         spec: &MicrovmSpec,
         files: &MicrovmFiles,
         life: Life,
+        patience: Duration,
     ) -> Result<Machine, LaunchError> {
         let console_path = config.layout.console_log(&spec.microvm_id);
         let going = async {
@@ -208,7 +216,11 @@ impl Restored {
                 .and_then(|log| Ok((log, Console::keep(Arc::clone(&self.vm), &console_path)?)))
                 .map_err(|source| LaunchError::File { what: "open the microVM's logs", source })?;
             self.vm.resume().await.map_err(LaunchError::Resume)?;
-            let agent = self.greet(&app_log, life).await?;
+            let agent = match self.greet(&app_log, life, patience).await {
+                // Its clock has been right all the time. It is called again for as long as it lives.
+                Err(LaunchError::Silent { .. }) if life == Life::GoesOn => Agent::absent(),
+                greeted => greeted?,
+            };
             Ok((agent, app_log, console))
         };
         match going.await {
@@ -224,7 +236,12 @@ impl Restored {
 
     /// Connects to the agent and tells it where it is. Patiently: on a machine with too much to do a guest may
     /// need long, and giving it up would cost a session.
-    async fn greet(&self, app_log: &Arc<Mutex<BoundedLog>>, life: Life) -> Result<Agent, LaunchError> {
+    async fn greet(
+        &self,
+        app_log: &Arc<Mutex<BoundedLog>>,
+        life: Life,
+        patience: Duration,
+    ) -> Result<Agent, LaunchError> {
         let attempts = async {
             loop {
                 let greeted = async {
@@ -241,8 +258,8 @@ impl Restored {
         };
         tokio::select! {
             biased;
-            agent = tokio::time::timeout(GREET_TIME_MAX, attempts) => {
-                agent.map_err(|_| LaunchError::Silent { seconds: GREET_TIME_MAX.as_secs() })
+            agent = tokio::time::timeout(patience, attempts) => {
+                agent.map_err(|_| LaunchError::Silent { seconds: patience.as_secs() })
             }
             report = self.vm.exited() => Err(LaunchError::Ended { report }),
         }
@@ -267,7 +284,7 @@ pub async fn adopt(
     life: Life,
 ) -> Result<Machine, LaunchError> {
     let namespace = platform.adopt_network(&record.namespace).map_err(LaunchError::Network)?;
-    Restored { vm, namespace, vm_id: record.vm_id }.set_going(config, platform, spec, files, life).await
+    Restored { vm, namespace, vm_id: record.vm_id }.set_going(config, platform, spec, files, life, ADOPT_PATIENCE).await
 }
 
 fn open_logs(config: &HostConfig, spec: &MicrovmSpec) -> io::Result<Arc<Mutex<BoundedLog>>> {

@@ -30,7 +30,7 @@ use crate::{
     capacity,
     files::{self, MicrovmFiles},
     hooks::{self, HookFailure},
-    launch::{self, LaunchError},
+    launch::{self, LAUNCH_PATIENCE, LaunchError, RESUME_PATIENCE},
     local::LocalHost,
     machine::Machine,
     ready::Purpose,
@@ -75,8 +75,10 @@ impl LocalHost {
         let restored =
             launch::restore(self, spec, &version, files, &state, Standstill::default(), None).await.map_err(lost)?;
         step("run.restored");
-        let machine =
-            restored.set_going(&self.config, &*self.platform, spec, files, Life::Begins).await.map_err(lost)?;
+        let machine = restored
+            .set_going(&self.config, &*self.platform, spec, files, Life::Begins, LAUNCH_PATIENCE)
+            .await
+            .map_err(lost)?;
         step("run.going");
         let launched = async {
             if let (Some(port), Some(timeout)) = (spec.hooks.port, spec.hooks.run) {
@@ -200,7 +202,7 @@ impl LocalHost {
         // From here on the snapshot is history: the guest runs and its disk changes.
         let lost = |reason| HostError::Lost { reason };
         let machine = restored
-            .set_going(&self.config, &*self.platform, spec, &files, Life::Begins)
+            .set_going(&self.config, &*self.platform, spec, &files, Life::Begins, RESUME_PATIENCE)
             .await
             .map_err(|error| lost(reason_of("The microVM could not be resumed", &error)))?;
         step("resume.going");
