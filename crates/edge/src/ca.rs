@@ -165,7 +165,7 @@ fn server_config(pem: &str) -> Result<rustls::ServerConfig, rustls::Error> {
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = crate::alpn();
     Ok(config)
 }
 

@@ -22,6 +22,8 @@ pub enum Verb {
     Serve(ServeArguments),
     /// Print the exports that point AWS clients at the running server: eval "$(pilotlight env)".
     Env(DataArguments),
+    /// Print how to have browsers and other clients trust the endpoints' certificate.
+    Ca(CaArguments),
     /// Say what this machine can do, and what is chosen because of it.
     Doctor(DoctorArguments),
     /// Print what a microVM's application wrote, or how a build went.
@@ -31,6 +33,17 @@ pub enum Verb {
     /// Get what this machine can do better with.
     #[command(subcommand)]
     Setup(SetupVerb),
+}
+
+/// Flags of `ca`.
+#[derive(Debug, Clone, Args)]
+pub struct CaArguments {
+    /// The files.
+    #[command(flatten)]
+    pub data: DataArguments,
+    /// Print the authority's certificate and nothing else.
+    #[arg(long)]
+    pub pem: bool,
 }
 
 /// Flags of `iam`.

@@ -14,7 +14,10 @@ use api::{
 use control::{Lifecycle, Quotas, http::Throttles};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::{AssetArguments, DataArguments, ServeArguments};
+use crate::{
+    cli::{AssetArguments, DataArguments, ServeArguments},
+    tls::TlsFiles,
+};
 
 /// How guests are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +91,8 @@ pub struct Config {
     pub edge_port: u16,
     /// Address on loopback that Prometheus reads what is counted from; absent: nowhere.
     pub metrics_address: Option<SocketAddr>,
+    /// A certificate of one's own for the endpoints; absent: one of the development authority.
+    pub tls: Option<TlsFiles>,
     /// Endpoints are `<uuid>.lambda-microvm.<region>.<domain>`.
     pub domain: String,
     /// AWS region this server answers as.
@@ -137,6 +142,7 @@ impl Default for Config {
             edge_addresses: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
             edge_port: 4443,
             metrics_address: None,
+            tls: None,
             domain: "localhost".into(),
             region: "us-east-1".into(),
             account: "000000000000".into(),
@@ -320,6 +326,7 @@ mod tests {
             qemu: Some("q".into()),
             firecracker: Some("f".into()),
             metrics_address: Some("127.0.0.1:4590".parse().expect("an address")),
+            tls: Some(TlsFiles { certificate: "c".into(), key: "k".into() }),
             artifacts: Some(ExternalS3 {
                 endpoint: None,
                 region: "r".into(),

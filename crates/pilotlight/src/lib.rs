@@ -19,6 +19,8 @@ mod s3_access;
 mod serve;
 pub mod server;
 mod storage;
+mod tls;
+mod trust;
 
 use std::process::ExitCode;
 
@@ -33,6 +35,7 @@ pub fn command() -> ExitCode {
     let result = match cli.verb {
         Verb::Serve(arguments) => serve::serve(arguments),
         Verb::Env(arguments) => environment::print(&arguments),
+        Verb::Ca(arguments) => trust::print(&arguments),
         Verb::Doctor(arguments) => doctor::print(&arguments),
         Verb::Logs(arguments) => logs::print(&arguments),
         Verb::Iam(arguments) => iam::run(&arguments),

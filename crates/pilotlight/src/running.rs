@@ -14,8 +14,9 @@ pub struct Running {
     pub api_url: String,
     /// Port of the endpoints.
     pub edge_port: u16,
-    /// Certificate authority of the endpoints.
-    pub ca: PathBuf,
+    /// Certificate authority of the endpoints, if it is one that nobody else knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
     /// Region it answers as.
     pub region: String,
 }

@@ -22,7 +22,7 @@ use control::{
     audit::{self, Audit},
     auth::{AccessKey, Authenticator, Principals},
 };
-use edge::{Edge, EdgeConfig, Limits, ca};
+use edge::{Edge, EdgeConfig, Limits};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
@@ -33,6 +33,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     access, config::Config, external, gateway::Gateway, metrics, running::Running, s3_access::Gate, storage::Storage,
+    tls::EndpointTls,
 };
 
 /// How long transitions of microVMs may take to finish once the server is to stop.
@@ -104,8 +105,7 @@ where
 
     let key = access::local_key(data_dir)?;
     let token_key = Arc::new(access::token_key(data_dir)?);
-    let ca = ca::load_or_create(&data_dir.join("tls"), &config.endpoint_suffix())
-        .context("the development certificate authority cannot be made")?;
+    let tls = EndpointTls::open(config)?;
     let storage = Storage::open(data_dir)?;
     tracing::info!(guests = guests.name, because = guests.because, "chosen");
     let artifacts = match &config.artifacts {
@@ -152,7 +152,7 @@ where
     };
     let edge = Edge::new(
         EdgeConfig { domain_suffix: config.endpoint_suffix(), limits: edge_limits(config) },
-        ca.server_config(),
+        tls.server_config()?,
         Arc::clone(&control) as _,
         Arc::clone(&host) as _,
         token_key,
@@ -168,9 +168,10 @@ where
         pid: std::process::id(),
         api_url: format!("http://{api_address}"),
         edge_port,
-        ca: ca.ca_path().to_owned(),
+        ca: tls.ca_path(),
         region: config.region.clone(),
     };
+    let _following = AbortOnDropHandle::new(tokio::spawn(tls.follow()));
     running.announce(data_dir)?;
     println!("API        {}", running.api_url);
     println!("endpoints  https://<uuid>.{}", endpoint_suffix(config, edge_port));

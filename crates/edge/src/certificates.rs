@@ -1,0 +1,239 @@
+//! A certificate and its key in files that somebody else renews (certbot, a secret store, an operator). They are looked at
+//! every now and then; what is new and good is served from the next handshake on, and connections that there are live on.
+//!
+//! The two files are seldom written at once, so a pair that does not fit is likely half a renewal: what was good is served
+//! until they do.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+};
+
+use rustls::{
+    client::verify_server_name,
+    crypto::CryptoProvider,
+    server::{ClientHello, ParsedCertificate, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem, pem::PemObject};
+use time::OffsetDateTime;
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
+
+/// No chain or key is larger; whatever is, is the wrong file.
+const FILE_BYTES_MAX: u64 = 256 * 1024;
+
+/// An endpoint's first label; all of them are of this form.
+const SAMPLE: &str = "00000000-0000-4000-8000-000000000000";
+
+/// Where they are, in PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The certificate, and after it those that lead to the authority.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// Why what is in the files cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// A file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file is too large to be one.
+    #[error("{path} has more than {FILE_BYTES_MAX} bytes, which no certificate or key has")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is nothing of the kind in a file.
+    #[error("there is no {what} in {path}")]
+    Pem {
+        /// What was looked for.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: pem::Error,
+    },
+    /// TLS does not take them.
+    #[error("the key in {key} is not the one of the certificate in {certificate}, or of a kind that is not supported")]
+    Pair {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
+    /// It is for other names.
+    #[error("the certificate in {path} is not for the endpoints: it must be for '*.{suffix}'")]
+    Name {
+        /// The file.
+        path: PathBuf,
+        /// What the endpoints' names end with.
+        suffix: String,
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
+    /// It is of another time.
+    #[error("the certificate in {path} is valid from {from} to {to}, which is not now")]
+    Time {
+        /// The file.
+        path: PathBuf,
+        /// Its first moment.
+        from: OffsetDateTime,
+        /// Its last.
+        to: OffsetDateTime,
+    },
+    /// It cannot be read as a certificate.
+    #[error("the certificate in {path} is malformed")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// The certificate that is served.
+#[derive(Debug)]
+pub struct Certificates {
+    files: CertificateFiles,
+    suffix: String,
+    served: RwLock<Arc<CertifiedKey>>,
+    /// What was in the files when they were last looked at, good or not.
+    seen: Mutex<Contents>,
+}
+
+/// What is in the two files.
+#[derive(PartialEq, Eq)]
+struct Contents {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+}
+
+impl std::fmt::Debug for Contents {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // One of them is a secret.
+        formatter.write_str("Contents")
+    }
+}
+
+impl Certificates {
+    /// Reads them for the first time. Does file I/O and must not run on an async thread.
+    pub fn load(files: CertificateFiles, domain_suffix: &str) -> Result<Arc<Self>, CertificateError> {
+        let suffix = domain_suffix.trim_matches('.').to_ascii_lowercase();
+        let seen = Contents::read(&files)?;
+        let served = seen.parse(&files, &suffix, OffsetDateTime::now_utc())?;
+        Ok(Arc::new(Self { files, suffix, served: RwLock::new(Arc::new(served)), seen: Mutex::new(seen) }))
+    }
+
+    /// Looks at the files; whether there was something new in them, and it is served from now on. An error is told once for
+    /// the same contents. Does file I/O and must not run on an async thread.
+    pub fn refresh(&self) -> Result<bool, CertificateError> {
+        let now = Contents::read(&self.files)?;
+        let mut seen = self.seen();
+        if *seen == now {
+            return Ok(false);
+        }
+        *seen = now;
+        let served = seen.parse(&self.files, &self.suffix, OffsetDateTime::now_utc())?;
+        *self.served.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(served);
+        Ok(true)
+    }
+
+    /// TLS that serves them.
+    pub fn server_config(self: &Arc<Self>) -> Result<Arc<rustls::ServerConfig>, rustls::Error> {
+        let mut config = rustls::ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::clone(self) as _);
+        config.alpn_protocols = crate::alpn();
+        Ok(Arc::new(config))
+    }
+
+    // What is behind it is replaced in one step, so a poisoned lock is still good.
+    fn seen(&self) -> MutexGuard<'_, Contents> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.served.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+impl Contents {
+    fn read(files: &CertificateFiles) -> Result<Self, CertificateError> {
+        Ok(Self { certificate: read(&files.certificate)?, key: read(&files.key)? })
+    }
+
+    fn parse(
+        &self,
+        files: &CertificateFiles,
+        suffix: &str,
+        now: OffsetDateTime,
+    ) -> Result<CertifiedKey, CertificateError> {
+        let CertificateFiles { certificate: path, key: key_path } = files;
+        let not_in = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source| CertificateError::Pem { what, path, source }
+        };
+        let chain = CertificateDer::pem_slice_iter(&self.certificate)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(not_in("certificate", path))?;
+        let Some(first) = chain.first().cloned() else {
+            return Err(not_in("certificate", path)(pem::Error::NoItemsFound));
+        };
+        let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(not_in("private key", key_path))?;
+        let pair = |source| CertificateError::Pair { certificate: path.clone(), key: key_path.clone(), source };
+        let certified = CertifiedKey::from_der(chain, key, &provider()).map_err(pair)?;
+
+        let malformed = || CertificateError::Malformed { path: path.clone() };
+        let (_, certificate) = X509Certificate::from_der(&first).map_err(|_| malformed())?;
+        let (from, to) = (certificate.validity().not_before, certificate.validity().not_after);
+        let (from, to) = (from.to_datetime(), to.to_datetime());
+        if now < from || now > to {
+            return Err(CertificateError::Time { path: path.clone(), from, to });
+        }
+        let endpoint = ServerName::try_from(format!("{SAMPLE}.{suffix}")).map_err(|_| malformed())?;
+        let parsed = ParsedCertificate::try_from(&first).map_err(|_| malformed())?;
+        verify_server_name(&parsed, &endpoint).map_err(|source| CertificateError::Name {
+            path: path.clone(),
+            suffix: suffix.to_owned(),
+            source,
+        })?;
+        Ok(certified)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
+    let mut content = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut content))
+        .map_err(|source| CertificateError::Read { path: path.to_owned(), source })?;
+    if content.len() as u64 > FILE_BYTES_MAX {
+        return Err(CertificateError::TooLarge { path: path.to_owned() });
+    }
+    Ok(content)
+}
+
+/// Named rather than the process's default, so that it does not matter who else links which provider.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+#[cfg(test)]
+#[path = "certificates_tests.rs"]
+mod tests;
