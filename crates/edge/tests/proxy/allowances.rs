@@ -204,6 +204,48 @@ async fn an_upload_and_a_web_socket_go_by_the_same_bandwidth() {
 }
 
 #[tokio::test]
+async fn a_web_socket_goes_by_the_bandwidth_in_either_direction() {
+    for down in [true, false] {
+        let world = World::with(|limits| limits.per_microvm = a_megabyte_a_second()).await;
+        let length = 3 * usize::try_from(RATE).unwrap();
+        let (all_read, mut is_all_read) = tokio::sync::mpsc::unbounded_channel();
+        let app = App::raw(move |mut socket, _| {
+            let all_read = all_read.clone();
+            async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    socket.read_buf(&mut head).await.unwrap();
+                }
+                let yes = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+                socket.write_all(yes.as_bytes()).await.unwrap();
+                let mut all = vec![7; length];
+                if down {
+                    socket.write_all(&all).await.unwrap();
+                } else {
+                    socket.read_exact(&mut all).await.unwrap();
+                    // Not over the same connection, where the answer would have to wait for its turn.
+                    all_read.send(()).unwrap();
+                }
+            }
+        })
+        .await;
+        world.place(8080, &app);
+        let response = world.send(upgrade_request(&world)).await;
+        let mut socket = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+        let begin = Instant::now();
+        let mut all = vec![7; length];
+        if down {
+            socket.read_exact(&mut all).await.unwrap();
+        } else {
+            socket.write_all(&all).await.unwrap();
+            socket.flush().await.unwrap();
+            is_all_read.recv().await.unwrap();
+        }
+        assert!(is_paced(begin, length as u64), "down: {down}: {:?}", begin.elapsed());
+    }
+}
+
+#[tokio::test]
 async fn so_many_connections_to_apps_and_unused_ones_make_room() {
     let world = Arc::new(World::with(|limits| limits.upstream_connections = 2).await);
     let app = App::http(|request| async move {
