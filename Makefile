@@ -14,6 +14,7 @@ SECONDS ?= 60
 FUZZ ?= \
 	guest-protocol:a_host_reads_anything_from_an_agent \
 	guest-protocol:an_agent_reads_anything_from_a_host \
+	guest-protocol:either_side_reads_anything_of_a_shell \
 	snapshot:fuzz::a_handshake_may_be_anything \
 	snapshot:fuzz::layer::a_layer_may_be_anything \
 	snapshot:fuzz::a_list_of_touched_pages_may_be_anything \

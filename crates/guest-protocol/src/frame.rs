@@ -25,6 +25,20 @@ pub enum FrameError {
     /// The frame's body is not the JSON that was expected.
     #[error("a frame is malformed")]
     Malformed(#[source] serde_json::Error),
+    /// A frame of a shell has a length that those of its kind do not have.
+    #[error("a shell's frame of kind {kind} has {bytes} bytes")]
+    ShellLength {
+        /// Its kind.
+        kind: u8,
+        /// The announced size.
+        bytes: usize,
+    },
+    /// A frame of a shell is of no known kind.
+    #[error("a shell's frame is of the unknown kind {kind}")]
+    ShellKind {
+        /// Its kind.
+        kind: u8,
+    },
 }
 
 /// Reads one frame.

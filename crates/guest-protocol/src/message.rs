@@ -22,6 +22,13 @@ pub enum Purpose {
         /// TCP port of the app.
         port: u16,
     },
+    /// A terminal with a shell in it, beside the app and as root. The shell lives for as long as the connection does.
+    /// Since generation 3.
+    Shell {
+        /// What the shell is to do instead of reading from the terminal, as with `sh -c`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        command: Option<String>,
+    },
 }
 
 /// The agent's answer to [`Open`].

@@ -11,17 +11,21 @@ use std::task::{Context, Poll, Waker};
 
 use allocation_counter::measure;
 use bolero::TypeGenerator;
-use guest_protocol::{FRAME_BYTES_MAX, FrameError, Message, Open, Opened, Request, read_frame, write_frame};
+use guest_protocol::{
+    FRAME_BYTES_MAX, FrameError, Message, Open, Opened, Request, SHELL_BYTES_MAX, ShellFrame, read_frame,
+    read_shell_frame, write_frame, write_shell_frame,
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// How much an edited body grows at most: enough that a cost for each byte stands out from the fixed ones.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// Bodies that edits begin with; the first is for bodies that are made of edits alone.
-const SAMPLES: [&str; 12] = [
+const SAMPLES: [&str; 13] = [
     "",
     r#"{"generation":1,"purpose":"control"}"#,
     r#"{"generation":1,"purpose":{"connect":{"port":8080}}}"#,
+    r#"{"generation":3,"purpose":{"shell":{"command":"make test"}}}"#,
     r#"{"generation":1,"error":"nothing listens on port 8080"}"#,
     r#"{"id":7,"body":{"start":{"argv":["a","b"],"env":[["LANG","C"]],"cwd":"/","user":"a:b","hostname":"h","all_capabilities":false,"nameservers":["1.1.1.1"]}}}"#,
     r#"{"id":7,"body":{"restored":{"unix_nanos":1785000000123456789,"seed":"AAEC"}}}"#,
@@ -142,6 +146,9 @@ fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) {
         }
         Err(FrameError::Io(_)) => assert!(claimed.is_none_or(|claimed| bytes.len() < 4 + claimed)),
         Err(FrameError::Malformed(_)) => assert!(claimed.is_some_and(|claimed| bytes.len() >= 4 + claimed)),
+        Err(error @ (FrameError::ShellLength { .. } | FrameError::ShellKind { .. })) => {
+            panic!("no shell here: {error}")
+        }
     }
 }
 
@@ -161,4 +168,59 @@ fn an_agent_reads_anything_from_a_host() {
         check::<Open>(&bytes);
         check::<Request>(&bytes);
     });
+}
+
+/// A frame of a shell whose parts need not fit each other.
+#[derive(Debug, TypeGenerator)]
+struct OfShell {
+    kind: u8,
+    /// A length that need not be the body's.
+    length: Option<u16>,
+    #[generator(bolero::produce::<Vec<u8>>().with().len(0usize..SHELL_BYTES_MAX + 16))]
+    body: Vec<u8>,
+}
+
+#[test]
+fn either_side_reads_anything_of_a_shell() {
+    bolero::check!().with_type::<OfShell>().for_each(|OfShell { kind, length, body }| {
+        // Every other kind is one that there is, more or less.
+        let kind = if kind % 2 == 0 { kind % 4 } else { *kind };
+        let length = length.unwrap_or(body.len() as u16);
+        let bytes = [&[kind][..], &length.to_be_bytes(), body].concat();
+        let mut rest = bytes.as_slice();
+        let mut result = None;
+        let used = measure(|| result = Some(now(read_shell_frame(&mut rest)))).bytes_max as usize;
+        assert!(used <= SHELL_BYTES_MAX + 64, "{used} bytes of memory");
+        match result.expect("it ran") {
+            Ok(frame) => {
+                assert_eq!(bytes.len() - rest.len(), 3 + usize::from(length), "to its end and no further");
+                let mut again = Vec::new();
+                now(write_shell_frame(&mut again, &frame)).expect("what was read can be written");
+                assert_eq!(again, bytes[..again.len()]);
+                assert_eq!(again.len(), 3 + usize::from(length));
+            }
+            Err(FrameError::ShellKind { kind: said }) => assert!(said == kind && kind > 2),
+            Err(FrameError::ShellLength { kind: said, bytes }) => {
+                let good = if kind == 0 { 1..=SHELL_BYTES_MAX } else { 4..=4 };
+                assert!(said == kind && bytes == usize::from(length) && !good.contains(&bytes));
+            }
+            Err(FrameError::Io(_)) => assert!(body.len() < usize::from(length)),
+            Err(error) => panic!("{error}"),
+        }
+    });
+}
+
+#[test]
+fn a_shells_bytes_are_written_up_to_the_limit_and_no_further() {
+    let write = |bytes: usize| {
+        let mut written = Vec::new();
+        now(write_shell_frame(&mut written, &ShellFrame::Bytes(vec![7; bytes]))).map(|()| written)
+    };
+    let written = write(SHELL_BYTES_MAX).expect("the limit is allowed");
+    assert_eq!(written[..3], [0, 0x10, 0]);
+    for bytes in [0, SHELL_BYTES_MAX + 1, 1 << 16] {
+        assert!(matches!(write(bytes), Err(FrameError::ShellLength { kind: 0, .. })));
+    }
+    let mut rest = &b""[..];
+    assert!(matches!(now(read_shell_frame(&mut rest)), Err(FrameError::Closed)));
 }

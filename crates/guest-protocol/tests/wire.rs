@@ -48,6 +48,8 @@ fn every_message_on_the_wire() {
     let lines = [
         wire(&Open { generation: 1, purpose: Purpose::Control }),
         wire(&Open { generation: 1, purpose: Purpose::Connect { port: 8080 } }),
+        wire(&Open { generation: 3, purpose: Purpose::Shell { command: None } }),
+        wire(&Open { generation: 3, purpose: Purpose::Shell { command: Some("make test".to_owned()) } }),
         wire(&Opened { generation: 1, error: None }),
         wire(&Opened { generation: 1, error: Some("nothing listens on port 8080".to_owned()) }),
         request(RequestBody::Start(app())),
@@ -67,6 +69,8 @@ fn every_message_on_the_wire() {
     insta::assert_snapshot!(lines.join("\n"), @r#"
     {"generation":1,"purpose":"control"}
     {"generation":1,"purpose":{"connect":{"port":8080}}}
+    {"generation":3,"purpose":{"shell":{}}}
+    {"generation":3,"purpose":{"shell":{"command":"make test"}}}
     {"generation":1}
     {"generation":1,"error":"nothing listens on port 8080"}
     {"id":7,"body":{"start":{"argv":["python3","app.py"],"env":[["LANG","C.UTF-8"]],"cwd":"/srv","user":"app:staff","hostname":"localhost","all_capabilities":false,"nameservers":["169.254.100.1"]}}}

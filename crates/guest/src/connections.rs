@@ -7,8 +7,11 @@ use tokio::task::AbortHandle;
 /// Byte streams to the app at a time.
 pub(crate) const STREAMS_MAX: usize = 1024;
 
-/// Connections at a time: the streams, and some that are still opening or carry control.
-pub(crate) const CONNECTIONS_MAX: usize = STREAMS_MAX + 64;
+/// Shells at a time. Each is a process or more of the guest's, started from outside of the app.
+pub(crate) const SHELLS_MAX: usize = 32;
+
+/// Connections at a time: the streams, the shells, and some that are still opening or carry control.
+pub(crate) const CONNECTIONS_MAX: usize = STREAMS_MAX + SHELLS_MAX + 32;
 
 /// Names one connection; never used twice in a boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,6 +26,7 @@ struct Table {
     next: u64,
     tasks: HashMap<ConnectionId, Option<AbortHandle>>,
     streams: usize,
+    shells: usize,
     control: Option<ConnectionId>,
 }
 
@@ -83,6 +87,22 @@ impl Connections {
         table.streams = table.streams.saturating_sub(1);
     }
 
+    /// Counts one more shell unless there are too many.
+    pub(crate) fn open_shell(&self) -> bool {
+        let mut table = self.lock();
+        let free = table.shells < SHELLS_MAX;
+        if free {
+            table.shells += 1;
+        }
+        free
+    }
+
+    /// Counts one shell less.
+    pub(crate) fn close_shell(&self) {
+        let mut table = self.lock();
+        table.shells = table.shells.saturating_sub(1);
+    }
+
     /// Ends every connection but one.
     pub(crate) fn drop_all_but(&self, kept: ConnectionId) {
         let tasks: Vec<AbortHandle> = {
@@ -101,7 +121,7 @@ impl Connections {
 
 #[cfg(test)]
 mod tests {
-    use super::{CONNECTIONS_MAX, Connections, STREAMS_MAX};
+    use super::{CONNECTIONS_MAX, Connections, SHELLS_MAX, STREAMS_MAX};
     use std::future::pending;
 
     #[tokio::test]
@@ -150,5 +170,10 @@ mod tests {
         assert!(!connections.open_stream());
         connections.close_stream();
         assert!(connections.open_stream());
+
+        assert!((0..SHELLS_MAX).all(|_| connections.open_shell()));
+        assert!(!connections.open_shell());
+        connections.close_shell();
+        assert!(connections.open_shell());
     }
 }

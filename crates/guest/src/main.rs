@@ -7,6 +7,7 @@
 //! ```text
 //! initramfs /init (this) ── TCP from the host alone ──► control: start, restored, quiesce, park, status
 //!   │                                                   connect: bytes to 127.0.0.1:port
+//!   │                                                   shell: a terminal in the app's namespaces
 //!   └─ clone(new PID and mount namespaces) ─► the app, PID 1 there, its root = /rootfs
 //! ```
 //!
@@ -23,6 +24,7 @@ mod output;
 mod park;
 mod restored;
 mod serve;
+mod shell;
 mod stream;
 mod sys;
 

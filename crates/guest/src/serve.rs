@@ -3,7 +3,7 @@
 use crate::agent::Agent;
 use crate::boot::{BootError, console};
 use crate::connections::ConnectionId;
-use crate::{app, control, stream};
+use crate::{app, control, shell, stream};
 use guest_protocol::{
     AGENT_PORT, FrameError, GENERATION, GUEST_ADDRESS, HOST_ADDRESS, Open, Opened, Purpose, read_frame, write_frame,
 };
@@ -81,7 +81,7 @@ impl Drop for Admitted {
 async fn serve(admitted: &Admitted, mut connection: TcpStream) -> Result<(), FrameError> {
     let Admitted { agent, id } = admitted;
     connection.set_nodelay(true).map_err(FrameError::Io)?;
-    // The host's generation decides how newer messages are spoken; with one generation there is nothing to adapt.
+    // The host's generation decides how newer messages are spoken; nothing newer than the first is sent unasked.
     let open: Open = read_frame(&mut connection).await?;
     match open.purpose {
         Purpose::Control => {
@@ -90,5 +90,6 @@ async fn serve(admitted: &Admitted, mut connection: TcpStream) -> Result<(), Fra
             control::serve(agent, *id, connection).await
         }
         Purpose::Connect { port } => stream::serve(agent, connection, port).await,
+        Purpose::Shell { command } => shell::serve(agent, connection, command).await,
     }
 }

@@ -6,9 +6,10 @@ use std::fs::File;
 use std::io;
 use std::mem::size_of;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
+use tokio::io::unix::AsyncFd;
 
 /// One network interface, configured with the ioctls that `ifconfig` and `route` use.
 pub(crate) struct Interface {
@@ -86,6 +87,13 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     unsafe { std::mem::transmute(inet) }
 }
 
+/// Lets a descriptor that does not block be waited for.
+pub(crate) fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is the same open descriptor for as long as it lives, and the `AsyncFd` owns it and gives out
+    // no exclusive reference through which it could be replaced.
+    unsafe { AsyncFd::register(descriptor) }.map_err(io::Error::from)
+}
+
 /// Bytes of a seed that the kernel's pool can make use of at once.
 pub(crate) const SEED_BYTES: usize = 32;
 
@@ -127,16 +135,30 @@ pub(crate) fn schedule(thread: Pid, priority: Option<u8>) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Starts a child that is PID 1 of a new PID namespace and has a mount namespace of its own. The child runs `child`,
-/// which normally ends in [`execute`], and leaves with the code it returns.
+/// Starts a child that is PID 1 of a new PID namespace and has a mount namespace of its own.
 pub(crate) fn spawn_in_namespaces(child: impl FnOnce() -> i32) -> io::Result<Pid> {
+    clone((libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64, child)
+}
+
+/// Starts a child in the namespaces of this process, or those that its children are to be in.
+pub(crate) fn spawn(child: impl FnOnce() -> i32) -> io::Result<Pid> {
+    clone(0, child)
+}
+
+/// Threads of this process.
+pub(crate) fn threads() -> io::Result<usize> {
+    Ok(std::fs::read_dir("/proc/self/task")?.count())
+}
+
+/// The child runs `child`, which normally ends in [`execute`], and leaves with the code it returns.
+fn clone(namespaces: u64, child: impl FnOnce() -> i32) -> io::Result<Pid> {
     // With a second thread, the child could find a lock of the allocator held by a thread it does not have.
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+    if threads()? != 1 {
         return Err(io::Error::other("the agent has more than one thread"));
     }
     // SAFETY: clone_args is numbers only; all zeroes is a valid value of it.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
+    arguments.flags = namespaces;
     arguments.exit_signal = libc::SIGCHLD as u64;
     // SAFETY: without CLONE_VM this is a fork: the child has a copy of this memory and goes on from here on a copy of
     // this stack. This process has one thread (checked above), so that copy is consistent, and the child never

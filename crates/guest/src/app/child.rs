@@ -11,10 +11,11 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// What the child needs, checked before it exists.
 pub(super) struct Plan {
-    spec: AppSpec,
+    spec: Arc<AppSpec>,
     arguments: Vec<CString>,
     cwd: String,
 }
@@ -65,7 +66,7 @@ pub(super) enum ChildError {
 
 impl Plan {
     /// Checks what can be checked without the image's files.
-    pub(super) fn new(spec: AppSpec) -> Result<Plan, StartError> {
+    pub(super) fn new(spec: Arc<AppSpec>) -> Result<Plan, StartError> {
         if spec.argv.first().is_none_or(String::is_empty) {
             return Err(StartError::NoProgram);
         }
@@ -151,6 +152,13 @@ mod tests {
     use super::Plan;
     use crate::app::StartError;
     use guest_protocol::AppSpec;
+    use std::sync::Arc;
+
+    fn plan(change: impl FnOnce(&mut AppSpec)) -> Result<Plan, StartError> {
+        let mut spec = spec();
+        change(&mut spec);
+        Plan::new(Arc::new(spec))
+    }
 
     fn spec() -> AppSpec {
         AppSpec {
@@ -166,18 +174,16 @@ mod tests {
 
     #[test]
     fn a_plan_has_an_absolute_directory() {
-        assert_eq!(Plan::new(spec()).expect("a good spec").cwd, "/");
-        assert_eq!(Plan::new(AppSpec { cwd: "srv/app".to_owned(), ..spec() }).expect("a good spec").cwd, "/srv/app");
-        assert_eq!(Plan::new(AppSpec { cwd: "/srv".to_owned(), ..spec() }).expect("a good spec").cwd, "/srv");
+        for (written, absolute) in [("", "/"), ("srv/app", "/srv/app"), ("/srv", "/srv")] {
+            assert_eq!(plan(|spec| spec.cwd = written.to_owned()).expect("a good spec").cwd, absolute);
+        }
     }
 
     #[test]
     fn a_plan_refuses_what_the_kernel_could_not_be_given() {
-        assert!(matches!(Plan::new(AppSpec { argv: Vec::new(), ..spec() }), Err(StartError::NoProgram)));
-        assert!(matches!(Plan::new(AppSpec { argv: vec![String::new()], ..spec() }), Err(StartError::NoProgram)));
-        let zero = vec!["app".to_owned(), "a\0b".to_owned()];
-        assert!(matches!(Plan::new(AppSpec { argv: zero, ..spec() }), Err(StartError::Text { .. })));
-        let equals = vec![("A=B".to_owned(), String::new())];
-        assert!(matches!(Plan::new(AppSpec { env: equals, ..spec() }), Err(StartError::Text { .. })));
+        assert!(matches!(plan(|spec| spec.argv.clear()), Err(StartError::NoProgram)));
+        assert!(matches!(plan(|spec| spec.argv[0].clear()), Err(StartError::NoProgram)));
+        assert!(matches!(plan(|spec| spec.argv.push("a\0b".to_owned())), Err(StartError::Text { .. })));
+        assert!(matches!(plan(|spec| spec.env[0].0 = "A=B".to_owned()), Err(StartError::Text { .. })));
     }
 }

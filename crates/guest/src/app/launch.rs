@@ -51,7 +51,7 @@ pub(super) async fn outcome(pipe: pipe::Receiver) -> Result<(), StartError> {
 }
 
 /// The end the agent reads asynchronously, and the end of the app.
-fn new_pipe() -> Result<(pipe::Receiver, OwnedFd), StartError> {
+pub(super) fn new_pipe() -> Result<(pipe::Receiver, OwnedFd), StartError> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| StartError::Pipe(io::Error::from(errno)))?;
     Ok((pipe::Receiver::from_owned_fd(read).map_err(StartError::Pipe)?, write))
 }

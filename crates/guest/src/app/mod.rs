@@ -14,16 +14,19 @@ mod launch;
 mod oom;
 mod privileges;
 mod program;
+pub(crate) mod shell;
 
 use crate::agent::Agent;
 use crate::output::Output;
 use guest_protocol::{AppEnd, AppSpec, AppStatus, Stream};
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::signal::unix::Signal;
+use tokio::sync::oneshot;
 
 /// Bytes read from the app at a time.
 const READ_BYTES: usize = 16 * 1024;
@@ -72,6 +75,10 @@ pub(crate) struct App {
     pub(crate) output: Output,
     /// Output streams that are still open.
     streams_open: u8,
+    /// What it was started as, for shells to be like it.
+    spec: Option<Arc<AppSpec>>,
+    /// Shells that live, and who waits for their ends.
+    shells: HashMap<Pid, oneshot::Sender<i32>>,
 }
 
 #[derive(Default)]
@@ -96,6 +103,14 @@ impl App {
         }
     }
 
+    /// The app's first process, and what it was started as.
+    fn running(&self) -> Option<(Pid, Arc<AppSpec>)> {
+        match (&self.life, &self.spec) {
+            (Life::Running(pid), Some(spec)) => Some((*pid, Arc::clone(spec))),
+            _ => None,
+        }
+    }
+
     /// The status once the app has ended and the host has all it printed.
     pub(crate) fn finished(&self) -> Option<AppStatus> {
         let over = matches!(self.life, Life::Exited(_)) && self.streams_open == 0 && self.output.is_empty();
@@ -103,8 +118,13 @@ impl App {
     }
 
     /// A process that was a child of the agent is gone. Orphans of the app have their own PID 1 to end up at, so this
-    /// is the app, or something that left its namespace and died.
+    /// is the app, a shell, or something that left its namespace and died.
     fn reaped(&mut self, gone: Pid, status: WaitStatus) {
+        if let Some(waiting) = self.shells.remove(&gone) {
+            // Whoever waited may have gone away: that ended it, most likely.
+            let _ = waiting.send(exit_code(status));
+            return;
+        }
         let end = || {
             let code = exit_code(status);
             AppEnd { code, out_of_memory: oom::cause(gone, code) }
@@ -150,13 +170,15 @@ pub(crate) async fn start(agent: Arc<Agent>, spec: AppSpec) -> Result<(), StartE
 }
 
 async fn launch(agent: &Arc<Agent>, spec: AppSpec) -> Result<(), StartError> {
-    let plan = child::Plan::new(spec)?;
+    let spec = Arc::new(spec);
+    let plan = child::Plan::new(Arc::clone(&spec))?;
     let launched = launch::launch(&plan)?;
     {
         // No wait lies between the birth of the process and this, so its end cannot have been reaped yet.
         let mut app = agent.app();
         app.life = Life::Starting { pid: Some(launched.pid), ended: None };
         app.streams_open = 2;
+        app.spec = Some(spec);
     }
     tokio::spawn(collect(Arc::clone(agent), Stream::Stdout, launched.stdout));
     tokio::spawn(collect(Arc::clone(agent), Stream::Stderr, launched.stderr));

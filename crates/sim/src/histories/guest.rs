@@ -55,6 +55,7 @@ impl Guest {
             Purpose::Connect { port } => {
                 write_frame(&mut io, &opened(Some(format!("nothing listens on port {port}")))).await
             }
+            Purpose::Shell { .. } => write_frame(&mut io, &opened(Some("there is no shell".to_owned()))).await,
         }
     }
 
