@@ -2,6 +2,7 @@
 
 use crate::{
     ids::{EndpointId, MicrovmId, VmId},
+    shell::{Shell, ShellError},
     size::Size,
 };
 
@@ -28,8 +29,11 @@ pub enum Unavailable {
 /// Control, as the edge sees it.
 #[async_trait::async_trait]
 pub trait Directory: Send + Sync + 'static {
-    /// The microVM behind an endpoint; `None` if there is no such endpoint.
+    /// The microVM behind an endpoint; `None` if there is no such endpoint, or no connector that lets HTTP in.
     async fn microvm_at(&self, endpoint: &EndpointId) -> Option<MicrovmId>;
+
+    /// The microVM behind an endpoint, if its connectors let shells in.
+    async fn shell_at(&self, endpoint: &EndpointId) -> Option<MicrovmId>;
 
     /// The size of a microVM, which the edge's limits may depend on; `None` if it is not known any more.
     fn size_of(&self, microvm: &MicrovmId) -> Option<Size>;
@@ -68,4 +72,8 @@ impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> AppStream f
 pub trait Dialer: Send + Sync + 'static {
     /// Opens a stream to `localhost:port` inside that incarnation of the microVM.
     async fn dial(&self, microvm: &MicrovmId, vm: &VmId, port: u16) -> Result<Box<dyn AppStream>, DialError>;
+
+    /// Opens a shell in that incarnation of the microVM: one to be typed into, or one that carries out a command. It ends
+    /// when it is dropped.
+    async fn shell(&self, microvm: &MicrovmId, vm: &VmId, command: Option<String>) -> Result<Shell, ShellError>;
 }

@@ -19,6 +19,7 @@ pub mod logging;
 pub mod microvms;
 pub mod page;
 pub mod sensitive;
+pub mod shell;
 pub mod size;
 pub mod tags;
 pub mod timestamp;

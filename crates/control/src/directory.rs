@@ -29,6 +29,10 @@ impl Directory for Control {
         self.shared.registry.get(microvm).map(|handle| handle.size)
     }
 
+    async fn shell_at(&self, endpoint: &EndpointId) -> Option<MicrovmId> {
+        self.shared.registry.shell_at(endpoint)
+    }
+
     async fn awake(&self, microvm: &MicrovmId) -> Result<VmId, Unavailable> {
         let handle = self.shared.registry.get(microvm).ok_or(Unavailable::Ended)?;
         // Before the look at the state: an idle suspend that has not begun is put off by this.

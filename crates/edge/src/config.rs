@@ -53,6 +53,8 @@ pub struct Limits {
     pub upstream_connections: usize,
     /// What each microVM may take.
     pub per_microvm: PerMicrovm,
+    /// Largest message of a client to a shell, in bytes; a larger one ends the session.
+    pub shell_message_bytes: usize,
     /// Requests that may wait for one microVM to run; the next is told 429.
     pub waiting_per_microvm: usize,
     /// Requests that may wait for microVMs to run, all together.
@@ -126,6 +128,8 @@ impl Limits {
             // One for each client. Requests that share an HTTP/2 connection of their client have one each, too.
             upstream_connections: 16_384,
             per_microvm: PerMicrovm::standard(),
+            // A page pasted into a terminal; a file is better sent otherwise. Held while the shell does not read.
+            shell_message_bytes: 256 * 1024,
             // A wake takes about a second; more clients than this will not be served well when it is done.
             waiting_per_microvm: 128,
             // Several times what a host wakes at once; one HTTP/2 connection alone may bring a hundred requests.
@@ -168,6 +172,8 @@ pub struct PerMicrovm {
     pub connections: u32,
     /// The same for each vCPU.
     pub connections_per_vcpu: u32,
+    /// Shells at once; the next is told 429. A guest opens 32 at most, whatever stands here.
+    pub shells: u32,
     /// Admitted requests a second, and at once after a rest; more are told 429. What goes over a WebSocket is none.
     pub requests_per_second: u32,
     /// The same for each vCPU.
@@ -184,7 +190,8 @@ impl PerMicrovm {
     /// enough.
     #[must_use]
     pub fn standard() -> Self {
-        Self { connections: 8192, ..Self::unlimited() }
+        // A person has a handful of shells, and each is a process in the guest.
+        Self { connections: 8192, shells: 16, ..Self::unlimited() }
     }
 
     /// No limits.
@@ -193,6 +200,7 @@ impl PerMicrovm {
         Self {
             connections: 0,
             connections_per_vcpu: 0,
+            shells: 0,
             requests_per_second: 0,
             requests_per_second_per_vcpu: 0,
             bytes_per_second: 0,

@@ -40,6 +40,7 @@ use crate::{
     pool::{AppAddress, Share, Shared, Single},
     refusal::{Refusal, chain},
     server::Shared as Edge,
+    shell::{self, Wanted},
 };
 
 /// How long a request waits for a connection to an app to end when there may be no more of them.
@@ -122,6 +123,7 @@ pub(crate) struct Reach<'a> {
     pub(crate) microvm: MicrovmId,
     pub(crate) vm: VmId,
     pub(crate) port: u16,
+    pub(crate) shell: Option<&'a Wanted>,
     pub(crate) host: &'a HeaderValue,
     pub(crate) wants: Wants,
     pub(crate) deadline: Instant,
@@ -165,6 +167,13 @@ impl Reach<'_> {
     }
 
     async fn connect(&self, known: Known) -> Result<Way, ConnectError> {
+        if let Some(wanted) = self.shell {
+            let permit = self.permit().await?;
+            let dialled = timeout_at(self.deadline, shell::dial(self.edge, self.microvm, self.vm, wanted));
+            let stream = dialled.await.map_err(|_| late())??;
+            let sender = self.http1(Permitted { stream, _permit: permit }).await?;
+            return Ok(Way { sender: Sender::Single(sender), kept: false, proven: true });
+        }
         if known.transport == Some(Transport::Tls) {
             if let Some(way) = self.connect_tls().await? {
                 return Ok(way);

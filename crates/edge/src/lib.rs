@@ -7,6 +7,7 @@
 //! 3. `upstream`: the [`Directory`](api::directory::Directory) is asked for a running VM (this is what wakes a suspended
 //!    microVM, and only an admitted request comes this far), then a kept-alive connection to that VM is taken from
 //!    `pool`, or a new one dialled (`connect`), in the protocol that the request wants and the app speaks (`apps`).
+//!    A shell is such a connection too, to an app that the edge serves itself (`shell`).
 //! 4. `body`: bytes flow both ways as they come, never collected; each one restarts the microVM's idle clock
 //!    (`activity`). An upgraded connection goes on in `tunnel`.
 //!
@@ -40,6 +41,7 @@ mod proxy;
 mod record;
 mod refusal;
 mod route;
+mod shell;
 mod stall;
 mod tunnel;
 mod upstream;

@@ -21,16 +21,18 @@ pub(crate) enum Limit {
     Connections,
     MicrovmConnections,
     MicrovmRequests,
+    MicrovmShells,
     UpstreamConnections,
     Waiting,
     HeaderFields,
     RequestBody,
 }
 
-const LIMITS: [(Limit, &str); 7] = [
+const LIMITS: [(Limit, &str); 8] = [
     (Limit::Connections, "connections"),
     (Limit::MicrovmConnections, "microvm_connections"),
     (Limit::MicrovmRequests, "microvm_requests"),
+    (Limit::MicrovmShells, "microvm_shells"),
     (Limit::UpstreamConnections, "upstream_connections"),
     (Limit::Waiting, "waiting"),
     (Limit::HeaderFields, "header_fields"),

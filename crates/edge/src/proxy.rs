@@ -5,7 +5,7 @@ use std::{
     time::SystemTime,
 };
 
-use api::ids::MicrovmId;
+use api::{ids::MicrovmId, token::Grant};
 use http::{
     HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header,
     uri::{Authority, PathAndQuery},
@@ -23,8 +23,9 @@ use crate::{
     headers,
     record::Record,
     refusal::{self, Fault, Refusal},
-    route,
+    route::{self, Behind, To},
     server::{Places, Shared},
+    shell,
     tunnel::{self, Between},
     upstream::{self, Destination, Reply},
     websocket::{self, OverHttp2},
@@ -163,9 +164,15 @@ async fn forward(
         &shared.config.domain_suffix,
     )?;
     let (claims, endpoint) = route::authenticate(&target, &shared.keys, now())?;
-    let microvm = shared.directory.microvm_at(&endpoint).await;
-    let microvm = route::admit(&claims, microvm, target.port)?;
-    let port = target.port;
+    let directory = &shared.directory;
+    let http = directory.microvm_at(&endpoint).await;
+    // Nearly all requests are for apps, and need not be looked up twice.
+    let shell =
+        if target.for_shell || claims.grant == Grant::Shell { directory.shell_at(&endpoint).await } else { None };
+    let (microvm, port, shell) = match route::admit(&claims, Behind { http, shell }, &target)? {
+        To::App(microvm) => (microvm, target.port, None),
+        To::Shell(microvm) => (microvm, shell::PORT, Some(shell::Wanted::read(&head.uri, &head.headers)?)),
+    };
     let seat = client.seat(shared, microvm)?;
     seat.request()?;
 
@@ -187,7 +194,7 @@ async fn forward(
     *to_app.uri_mut() = origin_form(&head.uri);
     *to_app.headers_mut() = head.headers;
 
-    let to = Destination { microvm, port, wants };
+    let to = Destination { microvm, port, shell: shell.as_ref(), wants };
     let Reply { mut response, share } = upstream::exchange(shared, to, to_app, &activity).await?;
     let version = response.version();
     // The versions of both sides are their own; the client's is known to the library.

@@ -51,6 +51,12 @@ pub(crate) enum Refusal {
     TooFast { retry_after_seconds: u64 },
     #[error("too many connections to apps")]
     TooManyUpstream,
+    #[error("too many shells are open in this microVM")]
+    TooManyShells,
+    #[error("a token for shells opens nothing else")]
+    ShellOnly,
+    #[error("the guest opens no shell: {0}")]
+    NoShell(String),
     #[error("too many requests wait for this microVM, or for all")]
     TooManyWaiting,
     #[error("the microVM is not available")]
@@ -88,8 +94,12 @@ impl Refusal {
             | Self::TooManyToMicrovm(_)
             | Self::TooFast { .. }
             | Self::TooManyUpstream
+            | Self::TooManyShells
             | Self::TooManyWaiting => StatusCode::TOO_MANY_REQUESTS,
-            Self::Unavailable(_)
+            // As the service has it: what a shell's token leads to speaks no HTTP.
+            Self::ShellOnly
+            | Self::NoShell(_)
+            | Self::Unavailable(_)
             | Self::WakeTooSlow
             | Self::Gone
             | Self::NothingListens(_)
@@ -134,9 +144,12 @@ impl Refusal {
             | Self::TooManyToMicrovm(_)
             | Self::TooFast { .. }
             | Self::TooManyUpstream
+            | Self::TooManyShells
+            | Self::ShellOnly
             | Self::TooManyWaiting
             | Self::Unavailable(Unavailable::Asleep | Unavailable::Ended) => Fault::Client,
             Self::NothingListens(_)
+            | Self::NoShell(_)
             | Self::NoAnswer(_)
             | Self::NotHttp2
             | Self::TlsToApp(_)
@@ -158,6 +171,7 @@ impl Refusal {
             Self::TooManyToMicrovm(_) => Some(Limit::MicrovmConnections),
             Self::TooFast { .. } => Some(Limit::MicrovmRequests),
             Self::TooManyUpstream => Some(Limit::UpstreamConnections),
+            Self::TooManyShells => Some(Limit::MicrovmShells),
             Self::TooManyWaiting | Self::Unavailable(Unavailable::Late) => Some(Limit::Waiting),
             _ => None,
         }
@@ -177,9 +191,11 @@ impl Refusal {
             | Self::TooManyToMicrovm(_)
             | Self::TooFast { .. }
             | Self::TooManyUpstream
+            | Self::TooManyShells
             | Self::TooManyWaiting => "connection_limit_reached",
+            Self::ShellOnly => "http_request_denied",
             Self::Unavailable(_) | Self::WakeTooSlow | Self::Gone => "destination_unavailable",
-            Self::NothingListens(_) => "connection_refused",
+            Self::NothingListens(_) | Self::NoShell(_) => "connection_refused",
             Self::Unreachable(_) => "connection_terminated",
             Self::NoAnswer(_) => "http_response_incomplete",
             Self::NotHttp2 | Self::BadAnswer(_) => "http_protocol_error",
@@ -195,6 +211,8 @@ impl Refusal {
         match self {
             Self::Unavailable(why @ (Unavailable::Asleep | Unavailable::Ended | Unavailable::Late)) => why.to_string(),
             Self::Unavailable(Unavailable::WakeFailed { .. }) => "the microVM could not be woken".to_owned(),
+            // In part a guest's words, which are its user's own, but may be anything.
+            Self::NoShell(_) => self.to_string().chars().filter(|it| is_plain(*it)).take(TOLD_CHARS_MAX).collect(),
             other => other.to_string(),
         }
     }
@@ -214,6 +232,14 @@ impl Refusal {
             Fault::Platform => tracing::warn!(request_id, host, %method, status, fault = "platform", cause, "refused"),
         }
     }
+}
+
+/// Longest of a guest's words in an answer.
+const TOLD_CHARS_MAX: usize = 200;
+
+/// May it be in a quoted string of a header?
+fn is_plain(character: char) -> bool {
+    matches!(character, ' '..='~') && !matches!(character, '"' | '\\')
 }
 
 /// What the frames of HTTP/2 said, if that is what went wrong.

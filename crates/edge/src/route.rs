@@ -2,7 +2,7 @@
 //!
 //! The checks, in their order: the form of the request (400, 421), the token's form (403 `Request missing
 //! authentication`), the token's seal, expiry, endpoint, microVM and kind (403 `Token authentication failed`), the port
-//! (403 `Access to port denied`). The endpoint is looked up only once the seal is proven, so that nobody without a token
+//! (403 `Access to port denied`). The shell has a path of its own instead of a port, and tokens of its own. The endpoint is looked up only once the seal is proven, so that nobody without a token
 //! of ours costs a look-up or learns which endpoints exist.
 
 use api::{
@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderName, Method, Uri, Version, header, uri::Authority};
 use crate::{
     headers,
     refusal::Refusal,
+    shell,
     websocket::{self, Offered},
 };
 
@@ -39,6 +40,8 @@ pub(crate) struct Target<'a> {
     /// `None`: not the name of an endpoint.
     pub(crate) endpoint: Option<EndpointId>,
     pub(crate) port: u16,
+    /// It is the shell's handshake, unless the microVM has no shell.
+    pub(crate) for_shell: bool,
     pub(crate) token: &'a str,
 }
 
@@ -132,22 +135,27 @@ pub(crate) fn read<'h>(
     }
     let is_websocket = headers::upgrade(headers).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
     let offered = if is_websocket { websocket::read(headers)? } else { Offered::default() };
-    let port = match single(headers, &PORT) {
-        Ok(None) => offered.port.unwrap_or(PORT_DEFAULT),
-        Ok(Some(value)) => value
-            .to_str()
-            .ok()
-            .and_then(|text| parse_port(text.trim()))
-            .ok_or(Refusal::Malformed("the port header is not a port"))?,
+    let named = match single(headers, &PORT) {
+        Ok(None) => offered.port,
+        Ok(Some(value)) => {
+            let port = value.to_str().ok().and_then(|text| parse_port(text.trim()));
+            Some(port.ok_or(Refusal::Malformed("the port header is not a port"))?)
+        }
         Err(()) => return Err(Refusal::Malformed("there are several port headers")),
     };
+    let port = named.unwrap_or(PORT_DEFAULT);
+    // Whoever names another port means an app, which may have this path too.
+    let for_shell = is_websocket
+        && method == Method::GET
+        && uri.path() == shell::PATH
+        && named.is_none_or(|port| port == shell::PORT_NAMED);
     let token = match single(headers, &AUTH) {
         Ok(Some(value)) => value.to_str().ok(),
         Ok(None) => offered.token,
         Err(()) => None,
     };
     let token = token.ok_or(Refusal::MissingAuthentication)?;
-    Ok(Target { endpoint: endpoint_of(&host.name, suffix), port, token })
+    Ok(Target { endpoint: endpoint_of(&host.name, suffix), port, for_shell, token })
 }
 
 /// Opens the token and names the endpoint that it must be good for. `now` is in seconds since the Unix epoch.
@@ -163,16 +171,39 @@ pub(crate) fn authenticate(target: &Target<'_>, key: &TokenKey, now: u64) -> Res
     Ok((claims, endpoint))
 }
 
-/// May the holder of these claims reach this port of the microVM behind the endpoint?
-pub(crate) fn admit(claims: &Claims, microvm: Option<MicrovmId>, port: u16) -> Result<MicrovmId, Refusal> {
+/// The microVMs behind an endpoint, which are the same one: if its connectors let HTTP in, if they let shells in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Behind {
+    pub(crate) http: Option<MicrovmId>,
+    pub(crate) shell: Option<MicrovmId>,
+}
+
+/// What a request is admitted to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum To {
+    App(MicrovmId),
+    Shell(MicrovmId),
+}
+
+/// May the holder of these claims have what the request asks for of the microVM behind the endpoint?
+pub(crate) fn admit(claims: &Claims, behind: Behind, target: &Target<'_>) -> Result<To, Refusal> {
+    let microvm = match claims.grant {
+        Grant::Shell => behind.shell,
+        Grant::Http(_) => behind.http,
+    };
     let microvm = microvm.ok_or(Refusal::AuthenticationFailed("there is no such endpoint"))?;
     if microvm != claims.microvm_id {
         return Err(Refusal::AuthenticationFailed("it is for another microVM"));
     }
     match &claims.grant {
-        Grant::Shell => Err(Refusal::AuthenticationFailed("it is for a shell")),
-        Grant::Http(ports) if ports.contains(port) => Ok(microvm),
-        Grant::Http(_) => Err(Refusal::PortDenied(port)),
+        Grant::Shell if target.for_shell => Ok(To::Shell(microvm)),
+        Grant::Shell => Err(Refusal::ShellOnly),
+        // Where there is no shell, the path is the app's as any other.
+        Grant::Http(_) if target.for_shell && behind.shell.is_some() => {
+            Err(Refusal::AuthenticationFailed("it is not for shells"))
+        }
+        Grant::Http(ports) if ports.contains(target.port) => Ok(To::App(microvm)),
+        Grant::Http(_) => Err(Refusal::PortDenied(target.port)),
     }
 }
 
@@ -257,16 +288,20 @@ mod tests {
         assert_eq!(status(&tokens, "/", None), 403);
     }
 
+    fn target(port: u16, for_shell: bool, token: &str) -> Target<'_> {
+        Target { endpoint: Some(LABEL.parse().unwrap()), port, for_shell, token }
+    }
+
     #[test]
     fn expiry_is_the_first_second_that_is_refused() {
         let key = TokenKey::new(Uuid::from_u128(1), [1; 32]);
         let token = key.seal(&claims(Grant::Shell));
-        let target = Target { endpoint: Some(LABEL.parse().unwrap()), port: 80, token: &token };
+        let target = target(80, false, &token);
         assert!(authenticate(&target, &key, 999).is_ok());
         assert!(matches!(authenticate(&target, &key, 1000), Err(Refusal::AuthenticationFailed(_))));
-        let nowhere = Target { endpoint: None, port: 80, token: &token };
+        let nowhere = Target { endpoint: None, ..target };
         assert!(matches!(authenticate(&nowhere, &key, 0), Err(Refusal::AuthenticationFailed(_))));
-        let garbage = Target { endpoint: None, port: 80, token: "x" };
+        let garbage = Target { token: "x", ..target };
         assert!(matches!(authenticate(&garbage, &key, 0), Err(Refusal::MissingAuthentication)));
     }
 
@@ -274,12 +309,55 @@ mod tests {
     fn claims_bind_microvm_kind_and_port() {
         let http = claims(Grant::Http(Ports::from_ranges(vec![(80, 81)])));
         let id = http.microvm_id;
-        assert_eq!(admit(&http, Some(id), 81).unwrap(), id);
-        assert!(matches!(admit(&http, Some(id), 82), Err(Refusal::PortDenied(82))));
-        assert!(matches!(admit(&http, None, 81), Err(Refusal::AuthenticationFailed(_))));
-        assert!(matches!(admit(&http, Some(MicrovmId::random()), 81), Err(Refusal::AuthenticationFailed(_))));
+        let behind = |http, shell| Behind { http, shell };
+        let app = |claims, behind, port| admit(claims, behind, &target(port, false, "t"));
+        assert_eq!(app(&http, behind(Some(id), None), 81).unwrap(), To::App(id));
+        assert!(matches!(app(&http, behind(Some(id), None), 82), Err(Refusal::PortDenied(82))));
+        let other = Some(MicrovmId::random());
+        for nowhere in [behind(None, None), behind(None, Some(id)), behind(other, None)] {
+            assert!(matches!(app(&http, nowhere, 81), Err(Refusal::AuthenticationFailed(_))), "{nowhere:?}");
+        }
         let shell = claims(Grant::Shell);
-        assert!(matches!(admit(&shell, Some(shell.microvm_id), 81), Err(Refusal::AuthenticationFailed(_))));
+        let id = shell.microvm_id;
+        assert!(matches!(app(&shell, behind(Some(id), Some(id)), 81), Err(Refusal::ShellOnly)));
+        for nowhere in [behind(None, None), behind(Some(id), None), behind(None, other)] {
+            assert!(matches!(app(&shell, nowhere, 81), Err(Refusal::AuthenticationFailed(_))), "{nowhere:?}");
+        }
+    }
+
+    #[test]
+    fn a_shell_opens_to_its_own_tokens_alone() {
+        let (shell, http) = (claims(Grant::Shell), claims(Grant::Http(Ports::all())));
+        let behind = |id, has_shell: bool| Behind { http: Some(id), shell: has_shell.then_some(id) };
+        let to_shell =
+            |claims: &Claims, has_shell| admit(claims, behind(claims.microvm_id, has_shell), &target(8080, true, "t"));
+        assert_eq!(to_shell(&shell, true).unwrap(), To::Shell(shell.microvm_id));
+        assert!(matches!(to_shell(&shell, false), Err(Refusal::AuthenticationFailed(_))));
+        assert!(matches!(to_shell(&http, true), Err(Refusal::AuthenticationFailed(_))));
+        assert_eq!(to_shell(&http, false).unwrap(), To::App(http.microvm_id), "the path is the app's");
+    }
+
+    #[test]
+    fn the_shells_handshake_is_a_path_and_no_apps_port() {
+        let host = format!("{LABEL}.{SUFFIX}");
+        let for_shell = |method: Method, uri: &str, more: &[(&'static str, &str)]| {
+            let mut headers = headers(&[("host", &host), ("x-aws-proxy-auth", "t"), ("connection", "Upgrade")]);
+            headers.extend(self::headers(more));
+            read(&method, &uri.parse().unwrap(), Version::HTTP_11, &headers, None, SUFFIX).unwrap().for_shell
+        };
+        let upgrade = ("upgrade", "websocket");
+        assert!(for_shell(Method::GET, "/shell", &[upgrade]));
+        assert!(for_shell(Method::GET, "/shell?command=ls", &[upgrade]));
+        assert!(for_shell(Method::GET, "/shell", &[upgrade, ("x-aws-proxy-port", "8022")]));
+        let named = ("sec-websocket-protocol", "lambda-microvms, lambda-microvms.port.8022");
+        assert!(for_shell(Method::GET, "/shell", &[upgrade, named]));
+        assert!(!for_shell(Method::GET, "/shell", &[upgrade, ("x-aws-proxy-port", "8080")]));
+        assert!(!for_shell(Method::GET, "/shell", &[]));
+        assert!(!for_shell(Method::GET, "/shell", &[("upgrade", "h3")]));
+        assert!(!for_shell(Method::POST, "/shell", &[upgrade]));
+        for path in ["/shell/", "/", "/shell/x", "//shell", "/SHELL", "/%73hell"] {
+            assert!(!for_shell(Method::GET, path, &[upgrade]), "{path}");
+        }
     }
 
     proptest! {

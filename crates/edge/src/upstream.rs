@@ -17,6 +17,7 @@ use crate::{
     pool::{AppAddress, Share},
     refusal::{self, Refusal},
     server::Shared,
+    shell::Wanted,
 };
 
 /// How long a body waits for an app that says neither "continue" nor anything else; curl waits as long.
@@ -34,9 +35,11 @@ const LISTENS_PAUSE: Duration = Duration::from_millis(50);
 
 /// Where a request goes.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Destination {
+pub(crate) struct Destination<'a> {
     pub(crate) microvm: MicrovmId,
     pub(crate) port: u16,
+    /// It is not to an app, but to this.
+    pub(crate) shell: Option<&'a Wanted>,
     pub(crate) wants: Wants,
 }
 
@@ -54,7 +57,7 @@ pub(crate) struct Reply {
 /// repeated (RFC 9110, 9.2.2). The next attempt is on a new connection.
 pub(crate) async fn exchange(
     shared: &Shared,
-    to: Destination,
+    to: Destination<'_>,
     mut request: Request<RequestBody>,
     activity: &Arc<Activity>,
 ) -> Result<Reply, Refusal> {
@@ -70,9 +73,9 @@ pub(crate) async fn exchange(
             woken.get_or_insert_with(Instant::now);
         }
         activity.start();
-        let Destination { microvm, port, wants } = to;
+        let Destination { microvm, port, shell, wants } = to;
         let app = AppAddress { vm, port };
-        let reach = Reach { edge: shared, microvm, vm, port, host: &host, wants, deadline };
+        let reach = Reach { edge: shared, microvm, vm, port, shell, host: &host, wants, deadline };
         let Way { sender, kept, proven } = match reach.reach(kept_allowed).await {
             Ok(way) => way,
             Err(ConnectError::Gone) => {

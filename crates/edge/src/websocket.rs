@@ -99,7 +99,7 @@ impl OverHttp2 {
 }
 
 /// What proves that a server knows WebSocket (RFC 6455, 4.2.2).
-fn accept_for(key: &str) -> String {
+pub(crate) fn accept_for(key: &str) -> String {
     let text = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
     STANDARD.encode(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes()))
 }

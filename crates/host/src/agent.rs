@@ -127,6 +127,11 @@ impl Agent {
             .map_err(|_| AgentError::Connect(io::Error::from(io::ErrorKind::TimedOut)))
     }
 
+    /// What it says it speaks. One in an old snapshot knows nothing of what came later.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
     /// Starts the app.
     pub async fn start(&self, app: AppSpec) -> Result<AppStatus, AgentError> {
         self.ask(RequestBody::Start(app)).await
@@ -213,7 +218,7 @@ pub async fn open_stream(
 }
 
 /// Opens a connection for a purpose, to an agent of the generation that is returned.
-async fn open(
+pub async fn open(
     namespace: &dyn Network,
     purpose: Purpose,
     timeout: Duration,

@@ -34,6 +34,7 @@ mod ready;
 mod reconcile;
 mod saved;
 mod settle;
+mod shell;
 mod stream;
 mod system;
 mod tidy;

@@ -13,8 +13,10 @@ use api::{
     },
     ids::{BuildId, MicrovmId, VmId},
     images::Architecture,
+    shell::{Shell, ShellError},
     size::Size,
 };
+use guest_protocol::{Purpose, SHELLS_SINCE};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
@@ -27,12 +29,16 @@ use crate::{
     machine::{End, Machine},
     platform::Platform,
     ready::Ready,
+    shell,
     stream::GuestStream,
     system::System,
 };
 
 /// How long a connection to the agent may take to open before the guest counts as unreachable.
 const DIAL_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// The same for a shell, which has to start a program first. One that is not in memory yet takes an emulated guest seconds.
+const SHELL_OPEN_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// This machine.
 pub struct LocalHost {
@@ -260,6 +266,24 @@ impl Dialer for LocalHost {
             // The VM may have been suspended meanwhile.
             Err(_) if self.machine(microvm).is_none_or(|machine| machine.vm_id != *vm) => Err(DialError::Gone),
             Err(error) => Err(DialError::Unreachable(std::io::Error::other(error))),
+        }
+    }
+
+    async fn shell(&self, microvm: &MicrovmId, vm: &VmId, command: Option<String>) -> Result<Shell, ShellError> {
+        let machine = self.machine(microvm).filter(|machine| machine.vm_id == *vm).ok_or(ShellError::Gone)?;
+        if machine.agent().generation() < SHELLS_SINCE {
+            let reason = "its image was built before there were shells: build a new version".to_owned();
+            return Err(ShellError::Refused { reason });
+        }
+        let opened = tokio::select! {
+            opened = agent::open(&*machine.namespace, Purpose::Shell { command }, SHELL_OPEN_TIME_MAX) => opened,
+            () = machine.over.cancelled() => return Err(ShellError::Gone),
+        };
+        match opened {
+            Ok((stream, _)) => Ok(shell::over(GuestStream::new(stream, machine.over.clone()))),
+            Err(AgentError::Refused { reason }) => Err(ShellError::Refused { reason }),
+            Err(_) if self.machine(microvm).is_none_or(|machine| machine.vm_id != *vm) => Err(ShellError::Gone),
+            Err(error) => Err(ShellError::Unreachable(std::io::Error::other(error))),
         }
     }
 }

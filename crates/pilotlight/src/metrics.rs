@@ -63,6 +63,7 @@ mod tests {
     use api::{
         directory::{AppStream, DialError, Dialer, Directory, Unavailable},
         ids::{EndpointId, MicrovmId, VmId},
+        shell::{Shell, ShellError},
         size::Size,
         token::TokenKey,
     };
@@ -83,6 +84,10 @@ mod tests {
             None
         }
 
+        async fn shell_at(&self, _: &EndpointId) -> Option<MicrovmId> {
+            None
+        }
+
         fn size_of(&self, _: &MicrovmId) -> Option<Size> {
             None
         }
@@ -98,6 +103,10 @@ mod tests {
     impl Dialer for Nowhere {
         async fn dial(&self, _: &MicrovmId, _: &VmId, _: u16) -> Result<Box<dyn AppStream>, DialError> {
             Err(DialError::Gone)
+        }
+
+        async fn shell(&self, _: &MicrovmId, _: &VmId, _: Option<String>) -> Result<Shell, ShellError> {
+            Err(ShellError::Gone)
         }
     }
 

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use api::{
     directory::{AppStream, DialError, Dialer, Directory, Unavailable},
     ids::{EndpointId, MicrovmId, VmId},
+    shell::{Shell, ShellError},
     size::Size,
     token::{Claims, Grant, Ports, TokenKey},
 };
@@ -45,6 +46,10 @@ impl Directory for Only {
         (*endpoint == self.endpoint).then_some(self.microvm)
     }
 
+    async fn shell_at(&self, _: &EndpointId) -> Option<MicrovmId> {
+        None
+    }
+
     fn size_of(&self, _: &MicrovmId) -> Option<Size> {
         Some(Size::DEFAULT)
     }
@@ -62,6 +67,10 @@ impl Dialer for Only {
         let stream = TcpStream::connect(self.upstream).await.map_err(DialError::Unreachable)?;
         stream.set_nodelay(true).map_err(DialError::Unreachable)?;
         Ok(Box::new(stream))
+    }
+
+    async fn shell(&self, _: &MicrovmId, _: &VmId, _: Option<String>) -> Result<Shell, ShellError> {
+        Err(ShellError::Refused { reason: "there is a server, and no guest".to_owned() })
     }
 }
 

@@ -15,6 +15,7 @@ use api::{
     },
     ids::{MicrovmId, VmId},
     images::Architecture,
+    shell::{Shell, ShellError},
     size::Size,
 };
 use tokio::sync::mpsc;
@@ -298,6 +299,15 @@ impl Dialer for PretendHost {
             return Err(DialError::Refused { port });
         }
         Ok(app::connect(*microvm, *vm, async move { ended.cancelled().await }))
+    }
+
+    async fn shell(&self, microvm: &MicrovmId, vm: &VmId, _: Option<String>) -> Result<Shell, ShellError> {
+        match self.vms().get(microvm) {
+            Some(it) if it.id == *vm => {
+                Err(ShellError::Refused { reason: "there is no guest in a pretend VM".to_owned() })
+            }
+            _ => Err(ShellError::Gone),
+        }
     }
 }
 

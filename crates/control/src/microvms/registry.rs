@@ -15,7 +15,15 @@ use super::handle::Handle;
 #[derive(Debug, Default)]
 struct Maps {
     by_id: HashMap<MicrovmId, Arc<Handle>>,
-    by_endpoint: HashMap<EndpointId, MicrovmId>,
+    by_endpoint: HashMap<EndpointId, Behind>,
+}
+
+/// What is behind an endpoint, and what its connectors let in.
+#[derive(Debug)]
+struct Behind {
+    microvm: MicrovmId,
+    http: bool,
+    shell: bool,
 }
 
 /// Handles by id and by endpoint. A microVM that has ended stays for as long as its record does.
@@ -25,14 +33,17 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Adds a microVM. The endpoint of one that no connector lets HTTP into leads nowhere.
+    /// Adds a microVM. The endpoint of one that no connector lets anything into leads nowhere.
     pub(crate) fn insert(&self, handle: Arc<Handle>, region: &str) {
         let has = |connector: ManagedConnector| handle.contract.ingress.contains(&connector.arn(region));
-        let open = has(ManagedConnector::HttpIngress) || has(ManagedConnector::AllIngress);
-        let closed = !open || has(ManagedConnector::NoIngress);
+        let all = has(ManagedConnector::AllIngress);
+        let open = !has(ManagedConnector::NoIngress);
+        let http = open && (has(ManagedConnector::HttpIngress) || all);
+        // As with the tokens: the connector for everything is not one for shells, and tolerates none beside it.
+        let shell = open && has(ManagedConnector::ShellIngress) && !all;
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
-        if !closed {
-            maps.by_endpoint.insert(handle.endpoint, handle.microvm_id);
+        if http || shell {
+            maps.by_endpoint.insert(handle.endpoint, Behind { microvm: handle.microvm_id, http, shell });
         }
         maps.by_id.insert(handle.microvm_id, handle);
     }
@@ -42,9 +53,19 @@ impl Registry {
         self.maps.read().unwrap_or_else(PoisonError::into_inner).by_id.get(id).cloned()
     }
 
-    /// The microVM behind this endpoint.
+    /// The microVM behind this endpoint, if HTTP is let in.
     pub(crate) fn at(&self, endpoint: &EndpointId) -> Option<MicrovmId> {
-        self.maps.read().unwrap_or_else(PoisonError::into_inner).by_endpoint.get(endpoint).copied()
+        self.behind(endpoint, |behind| behind.http)
+    }
+
+    /// The microVM behind this endpoint, if shells are.
+    pub(crate) fn shell_at(&self, endpoint: &EndpointId) -> Option<MicrovmId> {
+        self.behind(endpoint, |behind| behind.shell)
+    }
+
+    fn behind(&self, endpoint: &EndpointId, is_let_in: impl FnOnce(&Behind) -> bool) -> Option<MicrovmId> {
+        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
+        maps.by_endpoint.get(endpoint).filter(|behind| is_let_in(behind)).map(|behind| behind.microvm)
     }
 
     /// Restarts a microVM's idle clock.

@@ -267,17 +267,19 @@ async fn tokens_wake_nothing_and_the_dead_get_none() {
 }
 
 #[tokio::test]
-async fn an_endpoint_leads_somewhere_only_if_a_connector_lets_http_in() {
+async fn an_endpoint_leads_to_what_its_connectors_let_in() {
     use ManagedConnector::{AllIngress, HttpIngress, NoIngress, ShellIngress};
     let fixture = fixture().await;
-    for (ingress, open) in [
-        (vec![], true),
-        (vec![HttpIngress], true),
-        (vec![AllIngress], true),
-        (vec![ShellIngress, HttpIngress], true),
-        (vec![ShellIngress], false),
-        (vec![NoIngress], false),
-        (vec![NoIngress, HttpIngress], false),
+    for (ingress, http, shell) in [
+        (vec![], true, false),
+        (vec![HttpIngress], true, false),
+        (vec![AllIngress], true, false),
+        (vec![ShellIngress, HttpIngress], true, true),
+        (vec![ShellIngress, AllIngress], true, false),
+        (vec![ShellIngress], false, true),
+        (vec![NoIngress], false, false),
+        (vec![NoIngress, HttpIngress], false, false),
+        (vec![NoIngress, ShellIngress], false, false),
     ] {
         let request = RunMicrovmRequest {
             ingress_network_connectors: Some(ingress.iter().map(|it| it.arn("us-east-1")).collect()),
@@ -285,7 +287,9 @@ async fn an_endpoint_leads_somewhere_only_if_a_connector_lets_http_in() {
         };
         let made = fixture.run(request).await.unwrap();
         let endpoint = made.endpoint.split('.').next().unwrap().parse().unwrap();
-        assert_eq!(fixture.control().microvm_at(&endpoint).await, open.then_some(made.microvm_id), "{ingress:?}");
+        let behind = (fixture.control().microvm_at(&endpoint).await, fixture.control().shell_at(&endpoint).await);
+        let id = made.microvm_id;
+        assert_eq!(behind, (http.then_some(id), shell.then_some(id)), "{ingress:?}");
     }
 }
 

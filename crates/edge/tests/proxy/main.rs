@@ -16,6 +16,7 @@ mod http2;
 mod lengths;
 mod limits;
 mod refusals;
+mod shells;
 mod slow;
 mod smuggling;
 mod streaming;

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -13,6 +13,7 @@ use std::{
 use api::{
     directory::{AppStream, DialError, Dialer, Directory, Unavailable},
     ids::{EndpointId, MicrovmId, VmId},
+    shell::{FromShell, Shell, ShellError, Showing, ToShell, Typing},
     size::Size,
     token::{Claims, Grant, Ports, TokenKey},
 };
@@ -73,6 +74,8 @@ pub fn counted(pieces: usize, taken: Arc<AtomicUsize>) -> Body {
 pub struct OneMicrovm {
     pub endpoint: EndpointId,
     pub microvm: MicrovmId,
+    /// Do its connectors let shells in?
+    pub has_shell: AtomicBool,
     /// What a wake leads to; `None`: it has not yet.
     pub state: watch::Sender<Option<Result<VmId, Unavailable>>>,
     pub wakes: AtomicUsize,
@@ -88,6 +91,10 @@ impl Directory for OneMicrovm {
     fn size_of(&self, microvm: &MicrovmId) -> Option<Size> {
         assert_eq!(*microvm, self.microvm);
         Some(Size::DEFAULT)
+    }
+
+    async fn shell_at(&self, endpoint: &EndpointId) -> Option<MicrovmId> {
+        self.microvm_at(endpoint).await.filter(|_| self.has_shell.load(Ordering::SeqCst))
     }
 
     async fn awake(&self, microvm: &MicrovmId) -> Result<VmId, Unavailable> {
@@ -110,6 +117,10 @@ pub struct Ground {
     pub apps: Mutex<HashMap<(VmId, u16), SocketAddr>>,
     pub vms: Mutex<Vec<VmId>>,
     pub dials: AtomicUsize,
+    /// Shells that were opened and that no test has looked at yet.
+    pub shells: Mutex<Vec<GuestShell>>,
+    /// Why there are no more.
+    pub no_shells: Mutex<Option<String>>,
     /// Called when a VM is found gone.
     pub on_gone: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
@@ -117,15 +128,61 @@ pub struct Ground {
 #[async_trait::async_trait]
 impl Dialer for Ground {
     async fn dial(&self, _: &MicrovmId, vm: &VmId, port: u16) -> Result<Box<dyn AppStream>, DialError> {
-        self.dials.fetch_add(1, Ordering::SeqCst);
-        if !self.vms.lock().unwrap().contains(vm) {
-            if let Some(on_gone) = &*self.on_gone.lock().unwrap() {
-                on_gone();
-            }
+        if !self.is_there(vm) {
             return Err(DialError::Gone);
         }
         let address = self.apps.lock().unwrap().get(&(*vm, port)).copied().ok_or(DialError::Refused { port })?;
         Ok(Box::new(TcpStream::connect(address).await.map_err(DialError::Unreachable)?))
+    }
+
+    async fn shell(&self, _: &MicrovmId, vm: &VmId, command: Option<String>) -> Result<Shell, ShellError> {
+        if !self.is_there(vm) {
+            return Err(ShellError::Gone);
+        }
+        if let Some(reason) = self.no_shells.lock().unwrap().clone() {
+            return Err(ShellError::Refused { reason });
+        }
+        // Room for one: whoever does not read is noticed.
+        let ((keys, typed), (shows, screen)) = (mpsc::channel(1), mpsc::channel(1));
+        self.shells.lock().unwrap().push(GuestShell { vm: *vm, command, typed, shows });
+        Ok(Shell { typing: Box::new(Keys(keys)), showing: Box::new(Screen(screen)) })
+    }
+}
+
+impl Ground {
+    fn is_there(&self, vm: &VmId) -> bool {
+        self.dials.fetch_add(1, Ordering::SeqCst);
+        let there = self.vms.lock().unwrap().contains(vm);
+        if !there && let Some(on_gone) = &*self.on_gone.lock().unwrap() {
+            on_gone();
+        }
+        there
+    }
+}
+
+/// The guest's side of a shell. Dropped, it is a VM that has gone.
+pub struct GuestShell {
+    pub vm: VmId,
+    pub command: Option<String>,
+    pub typed: mpsc::Receiver<ToShell>,
+    pub shows: mpsc::Sender<FromShell>,
+}
+
+struct Keys(mpsc::Sender<ToShell>);
+
+struct Screen(mpsc::Receiver<FromShell>);
+
+#[async_trait::async_trait]
+impl Typing for Keys {
+    async fn send(&mut self, what: ToShell) -> std::io::Result<()> {
+        self.0.send(what).await.map_err(|_| std::io::ErrorKind::ConnectionReset.into())
+    }
+}
+
+#[async_trait::async_trait]
+impl Showing for Screen {
+    async fn next(&mut self) -> std::io::Result<FromShell> {
+        self.0.recv().await.ok_or_else(|| std::io::ErrorKind::ConnectionReset.into())
     }
 }
 
@@ -154,6 +211,7 @@ impl World {
         let directory = Arc::new(OneMicrovm {
             endpoint: EndpointId::random(),
             microvm: MicrovmId::random(),
+            has_shell: AtomicBool::new(true),
             state: watch::Sender::new(Some(Ok(vm))),
             wakes: AtomicUsize::new(0),
             touches: AtomicUsize::new(0),
@@ -188,6 +246,16 @@ impl World {
 
     pub fn dials(&self) -> usize {
         self.ground.dials.load(Ordering::SeqCst)
+    }
+
+    pub fn touches(&self) -> usize {
+        self.directory.touches.load(Ordering::SeqCst)
+    }
+
+    /// The shell that was opened last.
+    pub async fn shell(&self) -> GuestShell {
+        until("a shell", || !self.ground.shells.lock().unwrap().is_empty()).await;
+        self.ground.shells.lock().unwrap().pop().unwrap()
     }
 
     /// The app on a port of the VM that runs now.
