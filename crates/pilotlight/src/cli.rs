@@ -28,6 +28,11 @@ pub enum Verb {
     Doctor(DoctorArguments),
     /// Print what a microVM's application wrote, or how a build went.
     Logs(LogsArguments),
+    /// Open a shell in a microVM that was launched with SHELL_INGRESS, or carry out a command there.
+    ///
+    /// It calls the API that AWS_ENDPOINT_URL and its like name, or else the server of this machine. The exit code is the
+    /// shell's; 255 if the connection fails. At the beginning of a line, ~. disconnects and ~? says what else there is.
+    Shell(ShellArguments),
     /// Manage who may call: users, their access keys and policies. A server that runs sees a change within a second.
     Iam(IamArguments),
     /// Get what this machine can do better with.
@@ -44,6 +49,20 @@ pub struct CaArguments {
     /// Print the authority's certificate and nothing else.
     #[arg(long)]
     pub pem: bool,
+}
+
+/// Flags of `shell`.
+#[derive(Debug, Clone, Args)]
+pub struct ShellArguments {
+    /// The files.
+    #[command(flatten)]
+    pub data: DataArguments,
+    /// The microVM's id.
+    pub microvm: String,
+    /// Carried out in place of a shell to type into: one word as a shell reads a line, several as a program and its
+    /// arguments.
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
 }
 
 /// Flags of `iam`.

@@ -18,6 +18,7 @@ mod running;
 mod s3_access;
 mod serve;
 pub mod server;
+mod shell;
 mod storage;
 mod tls;
 mod trust;
@@ -38,6 +39,7 @@ pub fn command() -> ExitCode {
         Verb::Ca(arguments) => trust::print(&arguments),
         Verb::Doctor(arguments) => doctor::print(&arguments),
         Verb::Logs(arguments) => logs::print(&arguments),
+        Verb::Shell(arguments) => return shell::run(&arguments),
         Verb::Iam(arguments) => iam::run(&arguments),
         Verb::Setup(SetupVerb::Firecracker(arguments)) => firecracker_setup::run(&arguments),
     };
