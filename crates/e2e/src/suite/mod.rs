@@ -20,6 +20,7 @@ mod life;
 mod protocols;
 mod ready;
 mod restores;
+mod shell;
 mod soak;
 mod survival;
 mod tags;
@@ -58,6 +59,7 @@ pub fn trials() -> Vec<Trial> {
         hostile::TESTS,
         edge::TESTS,
         protocols::TESTS,
+        shell::TESTS,
         api::TESTS,
         tags::TESTS,
         access::TESTS,

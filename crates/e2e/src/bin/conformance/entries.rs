@@ -395,8 +395,7 @@ pub fn entries() -> &'static [Entry] {
                  arn:aws:lambda:us-east-1:000000000000:microvm-image:nothing",
             )],
             differs: "`logging` and `executionRoleArn` are checked and echoed, without effect: no credentials are served \
-                      in the guest; connectors of one's own are taken whose subnets do not lead to the internet, and \
-                      `SHELL_INGRESS` opens no shell",
+                      in the guest; connectors of one's own are taken whose subnets do not lead to the internet",
         },
         Entry {
             name: "GetMicrovm",
@@ -459,7 +458,7 @@ pub fn entries() -> &'static [Entry] {
                 NOT_FOUND,
                 NO_SUCH_MICROVM,
             )],
-            differs: "the token is made by the service's rules; there is no shell to use it with yet",
+            differs: "",
         },
         Entry {
             name: "CreateNetworkConnector",
