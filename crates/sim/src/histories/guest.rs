@@ -62,8 +62,12 @@ impl Guest {
     async fn agent(&self, io: DuplexStream) -> Result<(), FrameError> {
         let (mut reader, mut writer) = tokio::io::split(io);
         let mut app = self.vm.app.subscribe();
+        let mut told_exit = false;
         loop {
             let exited = async {
+                if told_exit {
+                    return pending().await;
+                }
                 match app.wait_for(|app| matches!(app, App::Exited(_))).await.map(|app| *app) {
                     Ok(App::Exited(code)) => code,
                     _ => pending().await,
@@ -95,9 +99,8 @@ impl Guest {
                 code = exited => {
                     self.vm.runs().await;
                     write_frame(&mut writer, &Message::Event(Event::AppExited(ended_with(code)))).await?;
-                    // Said once; the connection stays until the host closes it.
-                    let _ = read_frame::<Request>(&mut reader).await?;
-                    pending::<()>().await;
+                    // Said once; it answers for as long as the host asks.
+                    told_exit = true;
                 }
             }
         }
