@@ -2,8 +2,9 @@
 //!
 //! The checks, in their order: the form of the request (400, 421), the token's form (403 `Request missing
 //! authentication`), the token's seal, expiry, endpoint, microVM and kind (403 `Token authentication failed`), the port
-//! (403 `Access to port denied`). The shell has a path of its own instead of a port, and tokens of its own. The endpoint is looked up only once the seal is proven, so that nobody without a token
-//! of ours costs a look-up or learns which endpoints exist.
+//! (403 `Access to port denied`). The shell has a path of its own instead of a port, and tokens of its own. The endpoint is
+//! looked up only once the seal is proven, so that nobody without a token of ours costs a look-up or learns which endpoints
+//! exist.
 
 use api::{
     ids::{EndpointId, MicrovmId},

@@ -66,8 +66,8 @@ impl Agent {
             RequestBody::Restored { unix_nanos, seed, outbound_lives } => {
                 self.restored(from, unix_nanos, &seed, outbound_lives).map_err(|error| console::chain(&error))
             }
-            // This holds up the whole agent, on purpose: the VM is about to be stopped, and a thread for one system
-            // call would be the only second thread this process ever has.
+            // This holds up the whole agent, on purpose: the VM is about to be stopped, and with a second thread no
+            // process can be started.
             RequestBody::Quiesce => rustix::fs::syncfs(&self.scratch)
                 .map_err(|errno| format!("cannot write the scratch disk: {}", std::io::Error::from(errno))),
             RequestBody::Park { time_max_millis } => {

@@ -11,8 +11,9 @@
 //!   └─ clone(new PID and mount namespaces) ─► the app, PID 1 there, its root = /rootfs
 //! ```
 //!
-//! One thread, no thread pool; for the moment before a suspend there are more, see [`park`]. After a restore under emulation every instruction runs for the first time again, so
-//! what a first connection costs is how much *distinct* code lies between `accept` and the first byte.
+//! One thread, no thread pool; for the moment before a suspend there are more, see [`park`]. After a restore under emulation
+//! every instruction runs for the first time again, so what a first connection costs is how much *distinct* code lies between
+//! `accept` and the first byte.
 
 mod agent;
 mod app;

@@ -168,8 +168,8 @@ impl Session {
         let faults = |whats: &[&str]| world.faults(&who, whats);
         let excused = if self.ran {
             // What a live session may be lost to: its VM or its app ended, it cannot be set going or taken over, or a hook
-            // said no. Silence of its agent is to be waited out, by a server that starts for two minutes and else for ten; so is a
-            // full disk.
+            // said no. Silence of its agent is to be waited out, by a server that starts for two minutes and else for ten;
+            // so is a full disk.
             // A hook has a second by default, and one connection that hangs takes it all.
             let late = self.hooked && faults(&["connect"]) > 0;
             let mute = faults(&["silent agent", "connect"]) > 3;
