@@ -16,11 +16,11 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, ReadBuf},
     time::Sleep,
 };
 
-use crate::stall::Impatient;
+use crate::through::writes_through;
 
 /// How much of the wire a request's head may be before it is nothing but a flood's: more than nearly all are.
 const HEAD_BYTES: u64 = 4096;
@@ -158,7 +158,7 @@ impl Drop for Busy {
 
 /// The stream.
 pub(crate) struct ClientIo<S> {
-    inner: Impatient<S>,
+    inner: S,
     served: Served,
     head_limit: Duration,
     /// Running while a head is being waited for that has begun; on a new connection from the start.
@@ -166,8 +166,7 @@ pub(crate) struct ClientIo<S> {
 }
 
 impl<S> ClientIo<S> {
-    pub(crate) fn new(inner: S, served: Served, head_limit: Duration, stall_limit: Duration) -> Self {
-        let inner = Impatient::new(inner, stall_limit);
+    pub(crate) fn new(inner: S, served: Served, head_limit: Duration) -> Self {
         let head_deadline = Some(Box::pin(tokio::time::sleep(head_limit)));
         Self { inner, served, head_limit, head_deadline }
     }
@@ -192,28 +191,4 @@ impl<S: AsyncRead + Unpin> AsyncRead for ClientIo<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
-}
+writes_through!(ClientIo);

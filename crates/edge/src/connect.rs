@@ -41,6 +41,7 @@ use crate::{
     refusal::{Refusal, chain},
     server::Shared as Edge,
     shell::{self, Wanted},
+    through::writes_through,
 };
 
 /// How long a request waits for a connection to an app to end when there may be no more of them.
@@ -170,8 +171,8 @@ impl Reach<'_> {
         if let Some(wanted) = self.shell {
             let permit = self.permit().await?;
             let dialled = timeout_at(self.deadline, shell::dial(self.edge, self.microvm, self.vm, wanted));
-            let stream = dialled.await.map_err(|_| late())??;
-            let sender = self.http1(Permitted { stream, _permit: permit }).await?;
+            let inner = dialled.await.map_err(|_| late())??;
+            let sender = self.http1(Permitted { inner, _permit: permit }).await?;
             return Ok(Way { sender: Sender::Single(sender), kept: false, proven: true });
         }
         if known.transport == Some(Transport::Tls) {
@@ -228,7 +229,7 @@ impl Reach<'_> {
         let permit = self.permit().await?;
         let dialling = timeout(self.edge.config.limits.dial, self.edge.dialer.dial(&self.microvm, &self.vm, self.port));
         let dialled = timeout_at(self.deadline, dialling).await.and_then(|inner| inner).map_err(|_| late())?;
-        let dialled = dialled.map(|stream| Box::new(Permitted { stream, _permit: permit }) as Box<dyn AppStream>);
+        let dialled = dialled.map(|inner| Box::new(Permitted { inner, _permit: permit }) as Box<dyn AppStream>);
         dialled.map_err(|error| match error {
             DialError::Gone => ConnectError::Gone,
             DialError::Refused { port } => Refusal::NothingListens(port).into(),
@@ -338,42 +339,18 @@ impl Reach<'_> {
 }
 
 /// An app's stream, which counts among all.
-struct Permitted {
-    stream: Box<dyn AppStream>,
+struct Permitted<S> {
+    inner: S,
     _permit: OwnedSemaphorePermit,
 }
 
-impl AsyncRead for Permitted {
+impl<S: AsyncRead + Unpin> AsyncRead for Permitted<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Permitted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
+writes_through!(Permitted);
 
 fn late() -> Refusal {
     Refusal::Unreachable(std::io::Error::new(std::io::ErrorKind::TimedOut, "connecting took too long"))

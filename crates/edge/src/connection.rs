@@ -21,6 +21,7 @@ use crate::{
     proxy::{self, Client},
     refusal::chain,
     server::{Places, Shared},
+    stall::Impatient,
 };
 
 /// A client that vanished without a word is noticed after this long plus eight probes.
@@ -77,6 +78,7 @@ pub(crate) async fn exchange(
     drain: CancellationToken,
 ) {
     let served = Served::default();
+    let io = Impatient::new(io, shared.config.limits.client_stall);
     let client = Arc::new(Client::new(server_name, served.clone(), places));
     let ended = match version {
         Version::HTTP_2 => http2(&shared, io, client, served, drain).await,
@@ -96,7 +98,7 @@ async fn http1(
 ) -> hyper::Result<()> {
     let limits = &shared.config.limits;
     let keep_alive = !client.places.is_refused();
-    let io = TokioIo::new(ClientIo::new(io, served, limits.request_head, limits.client_stall));
+    let io = TokioIo::new(ClientIo::new(io, served, limits.request_head));
     let service = service_fn(|request| proxy::answer(Arc::clone(shared), Arc::clone(&client), request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

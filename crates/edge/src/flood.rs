@@ -11,16 +11,16 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::{client_io::Served, config::Limits, stall::Impatient};
+use crate::{client_io::Served, config::Limits, through::writes_through};
 
 /// How many bytes of the wire are fine for each that carries something: the head of a frame for a byte of data, nearly.
 const WIRE_BYTES_PER_USEFUL: u64 = 8;
 
 /// A client's byte stream that ends with too much of either.
 pub(crate) struct Guarded<S> {
-    inner: Impatient<S>,
+    inner: S,
     served: Served,
     idle_bytes: u64,
     abandoned: usize,
@@ -29,13 +29,7 @@ pub(crate) struct Guarded<S> {
 
 impl<S> Guarded<S> {
     pub(crate) fn new(inner: S, served: Served, limits: &Limits) -> Self {
-        Self {
-            inner: Impatient::new(inner, limits.client_stall),
-            served,
-            idle_bytes: limits.h2_idle_bytes,
-            abandoned: limits.h2_abandoned,
-            read: 0,
-        }
+        Self { inner, served, idle_bytes: limits.h2_idle_bytes, abandoned: limits.h2_abandoned, read: 0 }
     }
 
     fn look(&self) -> io::Result<()> {
@@ -60,28 +54,4 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
-}
+writes_through!(Guarded);

@@ -43,6 +43,7 @@ mod refusal;
 mod route;
 mod shell;
 mod stall;
+mod through;
 mod tunnel;
 mod upstream;
 mod waiting;
