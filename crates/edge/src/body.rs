@@ -2,7 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    error::Error,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -30,6 +29,7 @@ pub(crate) struct Linger {
 ///
 /// When it is dropped before its end (a refusal, an app that answers early), the rest is read and thrown away for a
 /// moment: closing a socket with bytes unread resets it, and the client would lose the answer.
+#[derive(Default)]
 pub(crate) struct RequestBody {
     inner: Option<Incoming>,
     /// What comes before the rest: it was sent once already.
@@ -65,15 +65,7 @@ impl RequestBody {
 
     /// The body of a request that had none, for its second attempt.
     pub(crate) fn none() -> Self {
-        Self {
-            inner: None,
-            before: VecDeque::new(),
-            http2: false,
-            left: 0,
-            of: None,
-            pace: Pace::default(),
-            linger: None,
-        }
+        Self::default()
     }
 
     /// Is it longer than it may be, by what it says itself?
@@ -104,35 +96,27 @@ impl Body for RequestBody {
         let Self { inner, http2, left, of, pace, .. } = &mut *self;
         let Some(incoming) = inner.as_mut() else { return Poll::Ready(None) };
         std::task::ready!(pace.poll_turn(cx));
-        let frame = match std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
-            None if broke_off(incoming, *http2) => Some(Err(RequestError::TakenBack(h2::Reason::CANCEL.into()))),
+        let last = match std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 let length = length(&frame);
-                match left.checked_sub(length as u64) {
-                    Some(rest) => {
-                        *left = rest;
-                        pace.took(length);
-                        Some(Ok(frame))
-                    }
-                    None => Some(Err(RequestError::TooLong)),
-                }
-            }
-            Some(Err(error)) => Some(Err(RequestError::Client(error))),
-            None => None,
-        };
-        match &frame {
-            Some(Ok(frame)) => {
+                let Some(rest) = left.checked_sub(length as u64) else {
+                    // There is more of it, which keeps the client from seeing the answer.
+                    return Poll::Ready(Some(Err(RequestError::TooLong)));
+                };
+                *left = rest;
+                pace.took(length);
                 if let Some(Of { activity, served }) = of {
-                    let length = length(frame);
                     activity.to_app(length);
                     served.useful_bytes(length as u64);
                 }
+                return Poll::Ready(Some(Ok(frame)));
             }
-            // There is more of it, which keeps the client from seeing the answer.
-            Some(Err(RequestError::TooLong)) => {}
-            Some(Err(_)) | None => *inner = None,
-        }
-        Poll::Ready(frame)
+            None if broke_off(incoming, *http2) => Some(Err(RequestError::TakenBack(h2::Reason::CANCEL.into()))),
+            None => None,
+            Some(Err(error)) => Some(Err(RequestError::Client(error))),
+        };
+        *inner = None;
+        Poll::Ready(last)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -183,20 +167,6 @@ pub(crate) enum RequestError {
     TakenBack(#[source] h2::Error),
     #[error("the client's request is longer than it may be")]
     TooLong,
-}
-
-impl RequestError {
-    /// The one that is at the bottom of another, if one is.
-    pub(crate) fn in_chain<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e Self> {
-        let mut next = Some(error);
-        while let Some(error) = next {
-            if let Some(found) = error.downcast_ref() {
-                return Some(found);
-            }
-            next = error.source();
-        }
-        None
-    }
 }
 
 /// Why a response broke off. An HTTP/2 client is told the reason in the source.

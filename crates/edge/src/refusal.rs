@@ -242,8 +242,8 @@ fn is_plain(character: char) -> bool {
     matches!(character, ' '..='~') && !matches!(character, '"' | '\\')
 }
 
-/// What the frames of HTTP/2 said, if that is what went wrong.
-fn http2_error(error: &hyper::Error) -> Option<&h2::Error> {
+/// The error of this kind that is beneath another, if one is.
+pub(crate) fn beneath<E: Error + 'static>(error: &hyper::Error) -> Option<&E> {
     let mut next = error.source();
     while let Some(source) = next {
         if let Some(found) = source.downcast_ref() {
@@ -256,7 +256,7 @@ fn http2_error(error: &hyper::Error) -> Option<&h2::Error> {
 
 /// Did the other side say that it has not looked at the request (RFC 9113, 8.7)?
 pub(crate) fn was_not_looked_at(error: &hyper::Error) -> bool {
-    http2_error(error).filter(|error| error.is_remote()).is_some_and(|error| match error.reason() {
+    beneath::<h2::Error>(error).filter(|error| error.is_remote()).is_some_and(|error| match error.reason() {
         Some(h2::Reason::REFUSED_STREAM) => error.is_reset(),
         Some(h2::Reason::NO_ERROR) => error.is_go_away(),
         _ => false,
@@ -265,7 +265,7 @@ pub(crate) fn was_not_looked_at(error: &hyper::Error) -> bool {
 
 /// Did the other side end this one request?
 pub(crate) fn is_reset(error: &hyper::Error) -> bool {
-    http2_error(error).is_some_and(|error| error.is_remote() && error.is_reset())
+    beneath::<h2::Error>(error).is_some_and(|error| error.is_remote() && error.is_reset())
 }
 
 /// An error and its sources in one line.

@@ -140,7 +140,7 @@ pub(crate) async fn exchange(
         }
         let error = error.into_error();
         if error.is_user() {
-            return Err(match RequestError::in_chain(&error) {
+            return Err(match refusal::beneath(&error) {
                 Some(RequestError::TooLong) => Refusal::BodyTooLong(limits.request_body_bytes),
                 _ => Refusal::Malformed("its body broke off"),
             });
