@@ -9,12 +9,12 @@ use rustls::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
-    crypto::{CryptoProvider, ring},
+    crypto::CryptoProvider,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::route;
+use crate::{certificates::provider, route};
 
 /// The protocols to offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub(crate) enum TlsError {
 
 impl AppTls {
     pub(crate) fn new() -> Self {
-        let provider = Arc::new(ring::default_provider());
+        let provider = provider();
         let config = |protocols: &[&str]| {
             let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
                 .with_safe_default_protocol_versions()

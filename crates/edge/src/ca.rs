@@ -23,6 +23,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, NameConstraints, SerialNumber,
 };
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::{CertificateDer, DnsName, PrivateKeyDer, pem::PemObject};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -31,6 +32,8 @@ use x509_parser::{
     extensions::{GeneralName, ParsedExtension},
     prelude::FromDer,
 };
+
+use crate::certificates;
 
 /// An authority's life: longer than the machine's.
 const CA_DAYS: i64 = 3650;
@@ -115,6 +118,12 @@ impl DevCa {
     }
 }
 
+/// Where the authority of this directory has its certificate, once it was made.
+#[must_use]
+pub fn certificate_path(dir: &Path) -> PathBuf {
+    dir.join("ca.pem")
+}
+
 /// Loads the authority from a directory, making there what is missing or too old. Does file I/O and must not run on an
 /// async thread.
 pub fn load_or_create(dir: &Path, domain_suffix: &str) -> Result<DevCa, CaError> {
@@ -126,7 +135,7 @@ pub fn load_or_create(dir: &Path, domain_suffix: &str) -> Result<DevCa, CaError>
     let now = OffsetDateTime::now_utc();
     let key = load_or_create_key(&dir.join("ca.key"))?;
 
-    let ca_path = dir.join("ca.pem");
+    let ca_path = certificate_path(dir);
     let stored = read(&ca_path)?.filter(|pem| ca_is_good(pem, &key, &suffix, now));
     let ca_pem = match stored {
         Some(pem) => pem,
@@ -152,21 +161,15 @@ pub fn load_or_create(dir: &Path, domain_suffix: &str) -> Result<DevCa, CaError>
         }
     };
     let server_config = server_config(&server_pem).map_err(|source| CaError::Use { path: server_path, source })?;
-    Ok(DevCa { ca_path, server_config: Arc::new(server_config) })
+    Ok(DevCa { ca_path, server_config })
 }
 
-fn server_config(pem: &str) -> Result<rustls::ServerConfig, rustls::Error> {
+fn server_config(pem: &str) -> Result<Arc<rustls::ServerConfig>, rustls::Error> {
     let unreadable = |error: rustls_pki_types::pem::Error| rustls::Error::General(error.to_string());
     let chain = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
     let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(unreadable)?;
-    // Named rather than the process's default, so that it does not matter who else links which provider.
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
-    config.alpn_protocols = crate::alpn();
-    Ok(config)
+    let certified = CertifiedKey::from_der(chain, key, &certificates::provider())?;
+    certificates::serving(Arc::new(SingleCertAndKey::from(certified)))
 }
 
 fn ca_params(key: &KeyPair, suffix: &str, now: OffsetDateTime) -> CertificateParams {

@@ -18,6 +18,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem, pem::PemObject};
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
@@ -28,9 +29,10 @@ const FILE_BYTES_MAX: u64 = 256 * 1024;
 const SAMPLE: &str = "00000000-0000-4000-8000-000000000000";
 
 /// Where they are, in PEM.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CertificateFiles {
-    /// The certificate, and after it those that lead to the authority.
+    /// The certificate, for `*.` and the endpoints' domain, and after it those that lead to its authority.
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
@@ -154,12 +156,7 @@ impl Certificates {
 
     /// TLS that serves them.
     pub fn server_config(self: &Arc<Self>) -> Result<Arc<rustls::ServerConfig>, rustls::Error> {
-        let mut config = rustls::ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(self) as _);
-        config.alpn_protocols = crate::alpn();
-        Ok(Arc::new(config))
+        serving(Arc::clone(self) as _)
     }
 
     // What is behind it is replaced in one step, so a poisoned lock is still good.
@@ -229,8 +226,18 @@ fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
     Ok(content)
 }
 
+/// TLS for clients, with whichever certificate this says.
+pub(crate) fn serving(certificates: Arc<dyn ResolvesServerCert>) -> Result<Arc<rustls::ServerConfig>, rustls::Error> {
+    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_cert_resolver(certificates);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
 /// Named rather than the process's default, so that it does not matter who else links which provider.
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 

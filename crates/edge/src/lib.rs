@@ -54,8 +54,3 @@ pub use config::{EdgeConfig, Limits, NEVER, PerMicrovm};
 pub use metrics::Metrics;
 pub use server::{BindError, BoundEdge, Drained, Edge};
 pub use settings::{Settings, SettingsError};
-
-/// The protocols that clients are offered, the preferred one first.
-fn alpn() -> Vec<Vec<u8>> {
-    vec![b"h2".to_vec(), b"http/1.1".to_vec()]
-}

@@ -14,10 +14,7 @@ use api::{
 use control::{Lifecycle, Quotas, http::Throttles};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    cli::{AssetArguments, DataArguments, ServeArguments},
-    tls::TlsFiles,
-};
+use crate::cli::{AssetArguments, DataArguments, ServeArguments};
 
 /// How guests are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +89,7 @@ pub struct Config {
     /// Address on loopback that Prometheus reads what is counted from; absent: nowhere.
     pub metrics_address: Option<SocketAddr>,
     /// A certificate of one's own for the endpoints; absent: one of the development authority.
-    pub tls: Option<TlsFiles>,
+    pub tls: Option<edge::CertificateFiles>,
     /// Endpoints are `<uuid>.lambda-microvm.<region>.<domain>`.
     pub domain: String,
     /// AWS region this server answers as.
@@ -326,7 +323,7 @@ mod tests {
             qemu: Some("q".into()),
             firecracker: Some("f".into()),
             metrics_address: Some("127.0.0.1:4590".parse().expect("an address")),
-            tls: Some(TlsFiles { certificate: "c".into(), key: "k".into() }),
+            tls: Some(edge::CertificateFiles { certificate: "c".into(), key: "k".into() }),
             artifacts: Some(ExternalS3 {
                 endpoint: None,
                 region: "r".into(),

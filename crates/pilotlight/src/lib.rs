@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod ca;
 pub mod cli;
 pub mod config;
 mod doctor;
@@ -21,7 +22,6 @@ pub mod server;
 mod shell;
 mod storage;
 mod tls;
-mod trust;
 
 use std::process::ExitCode;
 
@@ -36,7 +36,7 @@ pub fn command() -> ExitCode {
     let result = match cli.verb {
         Verb::Serve(arguments) => serve::serve(arguments),
         Verb::Env(arguments) => environment::print(&arguments),
-        Verb::Ca(arguments) => trust::print(&arguments),
+        Verb::Ca(arguments) => ca::print(&arguments),
         Verb::Doctor(arguments) => doctor::print(&arguments),
         Verb::Logs(arguments) => logs::print(&arguments),
         Verb::Shell(arguments) => return shell::run(&arguments),

@@ -9,25 +9,14 @@ use std::{
 
 use anyhow::Context;
 use edge::{
-    CertificateFiles, Certificates,
+    Certificates,
     ca::{self, DevCa},
 };
-use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-
-/// Files with a certificate of one's own, in PEM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TlsFiles {
-    /// The certificate, for `*.` and the endpoints' domain, and after it those that lead to its authority.
-    pub certificate: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
-}
 
 /// Where the certificate is from.
 pub enum EndpointTls {
@@ -46,10 +35,9 @@ impl EndpointTls {
                 ca::load_or_create(&directory(&config.data_dir), &suffix)
                     .context("the development certificate authority cannot be made")?,
             ),
-            Some(TlsFiles { certificate, key }) => {
-                let files = CertificateFiles { certificate: certificate.clone(), key: key.clone() };
-                Self::Files(Certificates::load(files, &suffix).context("tls.certificate and tls.key cannot be used")?)
-            }
+            Some(files) => Self::Files(
+                Certificates::load(files.clone(), &suffix).context("tls.certificate and tls.key cannot be used")?,
+            ),
         })
     }
 
@@ -95,5 +83,5 @@ fn directory(data_dir: &Path) -> PathBuf {
 
 /// The development authority's certificate.
 pub fn ca_path(data_dir: &Path) -> PathBuf {
-    directory(data_dir).join("ca.pem")
+    ca::certificate_path(&directory(data_dir))
 }
