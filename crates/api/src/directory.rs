@@ -26,17 +26,24 @@ pub enum Unavailable {
     Late,
 }
 
+/// What is behind an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Behind {
+    /// The microVM.
+    pub microvm: MicrovmId,
+    /// Its size, which the edge's limits may depend on.
+    pub size: Size,
+    /// Its connectors let HTTP in.
+    pub http: bool,
+    /// Its connectors let shells in.
+    pub shell: bool,
+}
+
 /// Control, as the edge sees it.
 #[async_trait::async_trait]
 pub trait Directory: Send + Sync + 'static {
-    /// The microVM behind an endpoint; `None` if there is no such endpoint, or no connector that lets HTTP in.
-    async fn microvm_at(&self, endpoint: &EndpointId) -> Option<MicrovmId>;
-
-    /// The microVM behind an endpoint, if its connectors let shells in.
-    async fn shell_at(&self, endpoint: &EndpointId) -> Option<MicrovmId>;
-
-    /// The size of a microVM, which the edge's limits may depend on; `None` if it is not known any more.
-    fn size_of(&self, microvm: &MicrovmId) -> Option<Size>;
+    /// What is behind an endpoint; `None` if there is no such endpoint, or no connector lets anything in.
+    async fn behind(&self, endpoint: &EndpointId) -> Option<Behind>;
 
     /// Returns once the microVM runs: at once if it does, after its launch, suspend or resume in progress, waking it if
     /// it is suspended and its policy says so. Many callers, one wake.

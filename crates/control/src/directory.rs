@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use api::{
-    directory::{Directory, Unavailable},
+    directory::{Behind, Directory, Unavailable},
     ids::{EndpointId, MicrovmId, VmId},
     microvms::MicrovmState as State,
-    size::Size,
 };
 use tokio::time::timeout;
 
@@ -21,16 +20,8 @@ use crate::{
 
 #[async_trait::async_trait]
 impl Directory for Control {
-    async fn microvm_at(&self, endpoint: &EndpointId) -> Option<MicrovmId> {
-        self.shared.registry.at(endpoint)
-    }
-
-    fn size_of(&self, microvm: &MicrovmId) -> Option<Size> {
-        self.shared.registry.get(microvm).map(|handle| handle.size)
-    }
-
-    async fn shell_at(&self, endpoint: &EndpointId) -> Option<MicrovmId> {
-        self.shared.registry.shell_at(endpoint)
+    async fn behind(&self, endpoint: &EndpointId) -> Option<Behind> {
+        self.shared.registry.behind(endpoint)
     }
 
     async fn awake(&self, microvm: &MicrovmId) -> Result<VmId, Unavailable> {

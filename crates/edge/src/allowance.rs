@@ -1,4 +1,4 @@
-//! What each microVM may take of the edge: connections at once, requests per second, bytes per second.
+//! What each microVM may take of the edge: connections and shells at once, requests per second, bytes per second.
 //!
 //! The limits may depend on the microVM's size, as the service's do. A client's connection counts for a microVM from its
 //! first admitted request on, until it and all that it began have ended; so nobody without a token counts for anything.
@@ -33,15 +33,29 @@ pub(crate) struct Allowances {
 /// One microVM's.
 #[derive(Debug)]
 pub(crate) struct Allowance {
-    connections_max: Option<u32>,
-    connections: AtomicU32,
+    connections: Places,
+    shells: Places,
     requests: Option<DefaultDirectRateLimiter>,
     pub(crate) bandwidth: Option<Arc<Bandwidth>>,
+}
+
+/// So many at once.
+#[derive(Debug)]
+struct Places {
+    most: Option<u32>,
+    taken: AtomicU32,
 }
 
 /// A connection's share of a microVM's, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Seat {
+    pub(crate) microvm: MicrovmId,
+    allowance: Arc<Allowance>,
+}
+
+/// A shell's, likewise.
+#[derive(Debug)]
+pub(crate) struct ShellPlace {
     pub(crate) microvm: MicrovmId,
     allowance: Arc<Allowance>,
 }
@@ -57,23 +71,15 @@ impl Allowances {
     }
 
     /// A seat for one more connection to this microVM.
-    pub(crate) fn seat(&self, microvm: MicrovmId, size: impl FnOnce() -> Option<Size>) -> Result<Seat, Refusal> {
+    pub(crate) fn seat(&self, microvm: MicrovmId, size: Size) -> Result<Seat, Refusal> {
         let allowance = {
             let mut map = self.map();
-            let (allowance, last) = map.entry(microvm).or_insert_with(|| {
-                // One whose size is not known any more is about to be refused anyway.
-                let size = size().unwrap_or(Size::DEFAULT);
-                (Arc::new(Allowance::of(&self.limits, size)), Instant::now())
-            });
+            let new = || (Arc::new(Allowance::of(&self.limits, size)), Instant::now());
+            let (allowance, last) = map.entry(microvm).or_insert_with(new);
             *last = Instant::now();
             Arc::clone(allowance)
         };
-        let most = allowance.connections_max.unwrap_or(u32::MAX);
-        let more = |taken: u32| (taken < most).then(|| taken + 1);
-        allowance
-            .connections
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
-            .map_err(|_| Refusal::TooManyToMicrovm(most))?;
+        allowance.connections.take().map_err(Refusal::TooManyToMicrovm)?;
         Ok(Seat { microvm, allowance })
     }
 
@@ -92,15 +98,38 @@ impl Allowance {
     fn of(limits: &PerMicrovm, size: Size) -> Self {
         let rate = |quota: NonZeroU32| RateLimiter::direct(Quota::per_second(quota));
         Self {
-            connections_max: limits.connections_of(size),
-            connections: AtomicU32::new(0),
+            connections: Places::new(limits.connections_of(size)),
+            shells: Places::new(limits.shells_at_once()),
             requests: limits.requests_per_second_of(size).and_then(NonZeroU32::new).map(rate),
             bandwidth: limits.bytes_per_second_of(size).map(|rate| Arc::new(Bandwidth::new(rate))),
         }
     }
 }
 
+impl Places {
+    fn new(most: Option<u32>) -> Self {
+        Self { most, taken: AtomicU32::new(0) }
+    }
+
+    /// Takes one; if there is none left, how many there are.
+    fn take(&self) -> Result<(), u32> {
+        let most = self.most.unwrap_or(u32::MAX);
+        let more = |taken: u32| (taken < most).then(|| taken + 1);
+        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).map(drop).map_err(|_| most)
+    }
+
+    fn give_back(&self) {
+        self.taken.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl Seat {
+    /// A place for one more shell.
+    pub(crate) fn shell(&self) -> Result<ShellPlace, Refusal> {
+        self.allowance.shells.take().map_err(|_| Refusal::TooManyShells)?;
+        Ok(ShellPlace { microvm: self.microvm, allowance: Arc::clone(&self.allowance) })
+    }
+
     /// Takes one request of this second's.
     pub(crate) fn request(&self) -> Result<(), Refusal> {
         let Some(bucket) = &self.allowance.requests else { return Ok(()) };
@@ -118,7 +147,13 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.allowance.connections.fetch_sub(1, Ordering::AcqRel);
+        self.allowance.connections.give_back();
+    }
+}
+
+impl Drop for ShellPlace {
+    fn drop(&mut self) {
+        self.allowance.shells.give_back();
     }
 }
 
@@ -130,12 +165,27 @@ mod tests {
     fn seats_are_counted_per_microvm_and_given_back() {
         let allowances = Allowances::new(PerMicrovm { connections: 2, ..PerMicrovm::unlimited() });
         let (one, other) = (MicrovmId::random(), MicrovmId::random());
-        let seat = |microvm| allowances.seat(microvm, || Some(Size::DEFAULT));
+        let seat = |microvm| allowances.seat(microvm, Size::DEFAULT);
         let seats = [seat(one).unwrap(), seat(one).unwrap()];
         assert!(matches!(seat(one), Err(Refusal::TooManyToMicrovm(2))));
         assert!(seat(other).is_ok());
         drop(seats);
         assert!(seat(one).is_ok());
+    }
+
+    #[test]
+    fn each_microvm_has_so_many_shells_and_gets_them_back() {
+        let allowances = Allowances::new(PerMicrovm { shells: 2, ..PerMicrovm::unlimited() });
+        let [one, other] = [(); 2].map(|()| allowances.seat(MicrovmId::random(), Size::DEFAULT).unwrap());
+        let places = [&one, &one, &other].map(|seat| seat.shell().unwrap());
+        assert!(matches!(one.shell(), Err(Refusal::TooManyShells)));
+        // Whoever has another connection shares them.
+        assert!(allowances.seat(one.microvm, Size::DEFAULT).unwrap().shell().is_err());
+        drop(places);
+        assert!(one.shell().is_ok());
+        let unlimited = Allowances::new(PerMicrovm::unlimited());
+        let seat = unlimited.seat(one.microvm, Size::DEFAULT).unwrap();
+        assert!((0..100).map(|_| seat.shell()).collect::<Vec<_>>().iter().all(Result::is_ok));
     }
 
     #[test]
@@ -166,7 +216,7 @@ mod tests {
     fn a_second_has_so_many_requests() {
         let allowances = Allowances::new(PerMicrovm { requests_per_second: 3, ..PerMicrovm::unlimited() });
         let microvm = MicrovmId::random();
-        let seats = [(); 2].map(|()| allowances.seat(microvm, || None).unwrap());
+        let seats = [(); 2].map(|()| allowances.seat(microvm, Size::DEFAULT).unwrap());
         for number in 0..3 {
             seats[number % 2].request().unwrap();
         }
@@ -176,7 +226,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn those_nobody_talks_to_are_forgotten() {
         let allowances = Allowances::new(PerMicrovm::unlimited());
-        let seat = allowances.seat(MicrovmId::random(), || None).unwrap();
+        let seat = allowances.seat(MicrovmId::random(), Size::DEFAULT).unwrap();
         tokio::time::advance(KEPT * 2).await;
         allowances.sweep();
         assert_eq!(allowances.map().len(), 1, "somebody is connected");

@@ -212,6 +212,10 @@ impl PerMicrovm {
         lower(self.connections, self.connections_per_vcpu.saturating_mul(size.vcpus()))
     }
 
+    pub(crate) fn shells_at_once(&self) -> Option<u32> {
+        lower(self.shells, 0)
+    }
+
     pub(crate) fn requests_per_second_of(&self, size: Size) -> Option<u32> {
         lower(self.requests_per_second, self.requests_per_second_per_vcpu.saturating_mul(size.vcpus()))
     }

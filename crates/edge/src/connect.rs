@@ -33,6 +33,7 @@ use tokio::{
 };
 
 use crate::{
+    allowance::Seat,
     app_tls::{Offer, TlsError},
     apps::{Known, Transport},
     greeting,
@@ -124,7 +125,7 @@ pub(crate) struct Reach<'a> {
     pub(crate) microvm: MicrovmId,
     pub(crate) vm: VmId,
     pub(crate) port: u16,
-    pub(crate) shell: Option<&'a Wanted>,
+    pub(crate) shell: Option<(&'a Wanted, &'a Seat)>,
     pub(crate) host: &'a HeaderValue,
     pub(crate) wants: Wants,
     pub(crate) deadline: Instant,
@@ -168,9 +169,9 @@ impl Reach<'_> {
     }
 
     async fn connect(&self, known: Known) -> Result<Way, ConnectError> {
-        if let Some(wanted) = self.shell {
+        if let Some((wanted, seat)) = self.shell {
             let permit = self.permit().await?;
-            let dialled = timeout_at(self.deadline, shell::dial(self.edge, self.microvm, self.vm, wanted));
+            let dialled = timeout_at(self.deadline, shell::dial(self.edge, self.microvm, self.vm, wanted, seat));
             let inner = dialled.await.map_err(|_| late())??;
             let sender = self.http1(Permitted { inner, _permit: permit }).await?;
             return Ok(Way { sender: Sender::Single(sender), kept: false, proven: true });

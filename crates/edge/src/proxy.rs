@@ -5,7 +5,7 @@ use std::{
     time::SystemTime,
 };
 
-use api::{ids::MicrovmId, token::Grant};
+use api::{directory::Behind, ids::MicrovmId, size::Size};
 use http::{
     HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header,
     uri::{Authority, PathAndQuery},
@@ -23,7 +23,7 @@ use crate::{
     headers,
     record::Record,
     refusal::{self, Fault, Refusal},
-    route::{self, Behind, To},
+    route::{self, To},
     server::{Places, Shared},
     shell,
     tunnel::{self, Between},
@@ -51,13 +51,13 @@ impl Client {
 
     /// The seat of an admitted request. Without a server name in TLS, one connection may be used for several microVMs; it
     /// counts for the last, and for each that something of it still goes on with.
-    fn seat(&self, shared: &Shared, microvm: MicrovmId) -> Result<Arc<Seat>, Refusal> {
+    fn seat(&self, shared: &Shared, microvm: MicrovmId, size: Size) -> Result<Arc<Seat>, Refusal> {
         // It is written in one step, so a poisoned lock is still good.
         let mut last = self.seat.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(seat) = last.as_ref().filter(|seat| seat.microvm == microvm) {
             return Ok(Arc::clone(seat));
         }
-        let seat = shared.allowances.seat(microvm, || shared.directory.size_of(&microvm))?;
+        let seat = shared.allowances.seat(microvm, size)?;
         Ok(Arc::clone(last.insert(Arc::new(seat))))
     }
 }
@@ -164,16 +164,13 @@ async fn forward(
         &shared.config.domain_suffix,
     )?;
     let (claims, endpoint) = route::authenticate(&target, &shared.keys, now())?;
-    let directory = &shared.directory;
-    let http = directory.microvm_at(&endpoint).await;
-    // Nearly all requests are for apps, and need not be looked up twice.
-    let shell =
-        if target.for_shell || claims.grant == Grant::Shell { directory.shell_at(&endpoint).await } else { None };
-    let (microvm, port, shell) = match route::admit(&claims, Behind { http, shell }, &target)? {
-        To::App(microvm) => (microvm, target.port, None),
-        To::Shell(microvm) => (microvm, shell::PORT, Some(shell::Wanted::read(&head.uri, &head.headers)?)),
+    let behind = shared.directory.behind(&endpoint).await;
+    let (Behind { microvm, size, .. }, to) = route::admit(&claims, behind, &target)?;
+    let (port, shell) = match to {
+        To::App => (target.port, None),
+        To::Shell => (shell::PORT, Some(shell::Wanted::read(&head.uri, &head.headers)?)),
     };
-    let seat = client.seat(shared, microvm)?;
+    let seat = client.seat(shared, microvm, size)?;
     seat.request()?;
 
     let activity = Activity::new(Arc::clone(&shared.directory), Arc::clone(&shared.counters), microvm);
@@ -194,7 +191,7 @@ async fn forward(
     *to_app.uri_mut() = origin_form(&head.uri);
     *to_app.headers_mut() = head.headers;
 
-    let to = Destination { microvm, port, shell: shell.as_ref(), wants };
+    let to = Destination { microvm, port, shell: shell.as_ref().map(|wanted| (wanted, &*seat)), wants };
     let Reply { mut response, share } = upstream::exchange(shared, to, to_app, &activity).await?;
     let version = response.version();
     // The versions of both sides are their own; the client's is known to the library.

@@ -7,7 +7,8 @@
 //! exist.
 
 use api::{
-    ids::{EndpointId, MicrovmId},
+    directory::Behind,
+    ids::EndpointId,
     token::{Claims, Grant, TokenError, TokenKey},
 };
 use http::{HeaderMap, HeaderName, Method, Uri, Version, header, uri::Authority};
@@ -172,45 +173,38 @@ pub(crate) fn authenticate(target: &Target<'_>, key: &TokenKey, now: u64) -> Res
     Ok((claims, endpoint))
 }
 
-/// The microVMs behind an endpoint, which are the same one: if its connectors let HTTP in, if they let shells in.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Behind {
-    pub(crate) http: Option<MicrovmId>,
-    pub(crate) shell: Option<MicrovmId>,
-}
-
 /// What a request is admitted to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum To {
-    App(MicrovmId),
-    Shell(MicrovmId),
+    App,
+    Shell,
 }
 
-/// May the holder of these claims have what the request asks for of the microVM behind the endpoint?
-pub(crate) fn admit(claims: &Claims, behind: Behind, target: &Target<'_>) -> Result<To, Refusal> {
-    let microvm = match claims.grant {
+/// May the holder of these claims have what the request asks for of what is behind the endpoint?
+pub(crate) fn admit(claims: &Claims, behind: Option<Behind>, target: &Target<'_>) -> Result<(Behind, To), Refusal> {
+    let is_let_in = |behind: &Behind| match claims.grant {
         Grant::Shell => behind.shell,
         Grant::Http(_) => behind.http,
     };
-    let microvm = microvm.ok_or(Refusal::AuthenticationFailed("there is no such endpoint"))?;
-    if microvm != claims.microvm_id {
+    let behind = behind.filter(is_let_in).ok_or(Refusal::AuthenticationFailed("there is no such endpoint"))?;
+    if behind.microvm != claims.microvm_id {
         return Err(Refusal::AuthenticationFailed("it is for another microVM"));
     }
     match &claims.grant {
-        Grant::Shell if target.for_shell => Ok(To::Shell(microvm)),
+        Grant::Shell if target.for_shell => Ok((behind, To::Shell)),
         Grant::Shell => Err(Refusal::ShellOnly),
         // Where there is no shell, the path is the app's as any other.
-        Grant::Http(_) if target.for_shell && behind.shell.is_some() => {
+        Grant::Http(_) if target.for_shell && behind.shell => {
             Err(Refusal::AuthenticationFailed("it is not for shells"))
         }
-        Grant::Http(ports) if ports.contains(target.port) => Ok(To::App(microvm)),
+        Grant::Http(ports) if ports.contains(target.port) => Ok((behind, To::App)),
         Grant::Http(_) => Err(Refusal::PortDenied(target.port)),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use api::token::Ports;
+    use api::{ids::MicrovmId, size::Size, token::Ports};
     use proptest::prelude::*;
     use uuid::Uuid;
 
@@ -293,6 +287,10 @@ mod tests {
         Target { endpoint: Some(LABEL.parse().unwrap()), port, for_shell, token }
     }
 
+    fn behind(microvm: MicrovmId, http: bool, shell: bool) -> Option<Behind> {
+        Some(Behind { microvm, size: Size::DEFAULT, http, shell })
+    }
+
     #[test]
     fn expiry_is_the_first_second_that_is_refused() {
         let key = TokenKey::new(Uuid::from_u128(1), [1; 32]);
@@ -310,18 +308,17 @@ mod tests {
     fn claims_bind_microvm_kind_and_port() {
         let http = claims(Grant::Http(Ports::from_ranges(vec![(80, 81)])));
         let id = http.microvm_id;
-        let behind = |http, shell| Behind { http, shell };
-        let app = |claims, behind, port| admit(claims, behind, &target(port, false, "t"));
-        assert_eq!(app(&http, behind(Some(id), None), 81).unwrap(), To::App(id));
-        assert!(matches!(app(&http, behind(Some(id), None), 82), Err(Refusal::PortDenied(82))));
-        let other = Some(MicrovmId::random());
-        for nowhere in [behind(None, None), behind(None, Some(id)), behind(other, None)] {
+        let app = |claims, behind, port| admit(claims, behind, &target(port, false, "t")).map(|(_, to)| to);
+        assert_eq!(app(&http, behind(id, true, false), 81).unwrap(), To::App);
+        assert!(matches!(app(&http, behind(id, true, false), 82), Err(Refusal::PortDenied(82))));
+        let other = MicrovmId::random();
+        for nowhere in [None, behind(id, false, true), behind(other, true, false)] {
             assert!(matches!(app(&http, nowhere, 81), Err(Refusal::AuthenticationFailed(_))), "{nowhere:?}");
         }
         let shell = claims(Grant::Shell);
         let id = shell.microvm_id;
-        assert!(matches!(app(&shell, behind(Some(id), Some(id)), 81), Err(Refusal::ShellOnly)));
-        for nowhere in [behind(None, None), behind(Some(id), None), behind(None, other)] {
+        assert!(matches!(app(&shell, behind(id, true, true), 81), Err(Refusal::ShellOnly)));
+        for nowhere in [None, behind(id, true, false), behind(other, false, true)] {
             assert!(matches!(app(&shell, nowhere, 81), Err(Refusal::AuthenticationFailed(_))), "{nowhere:?}");
         }
     }
@@ -329,13 +326,14 @@ mod tests {
     #[test]
     fn a_shell_opens_to_its_own_tokens_alone() {
         let (shell, http) = (claims(Grant::Shell), claims(Grant::Http(Ports::all())));
-        let behind = |id, has_shell: bool| Behind { http: Some(id), shell: has_shell.then_some(id) };
-        let to_shell =
-            |claims: &Claims, has_shell| admit(claims, behind(claims.microvm_id, has_shell), &target(8080, true, "t"));
-        assert_eq!(to_shell(&shell, true).unwrap(), To::Shell(shell.microvm_id));
+        let to_shell = |claims: &Claims, has_shell| {
+            let behind = behind(claims.microvm_id, true, has_shell);
+            admit(claims, behind, &target(8080, true, "t")).map(|(_, to)| to)
+        };
+        assert_eq!(to_shell(&shell, true).unwrap(), To::Shell);
         assert!(matches!(to_shell(&shell, false), Err(Refusal::AuthenticationFailed(_))));
         assert!(matches!(to_shell(&http, true), Err(Refusal::AuthenticationFailed(_))));
-        assert_eq!(to_shell(&http, false).unwrap(), To::App(http.microvm_id), "the path is the app's");
+        assert_eq!(to_shell(&http, false).unwrap(), To::App, "the path is the app's");
     }
 
     #[test]

@@ -24,7 +24,6 @@ use crate::{
     metrics::{Counters, Metrics},
     pool::Pool,
     refusal::chain,
-    shell::OpenShells,
     waiting::Waiting,
 };
 
@@ -75,7 +74,6 @@ pub(crate) struct Shared {
     pub(crate) served: Arc<Semaphore>,
     /// Connections to apps that there may be yet.
     pub(crate) upstream: Arc<Semaphore>,
-    pub(crate) shells: Arc<OpenShells>,
     /// Connections and tunnels.
     pub(crate) tasks: TaskTracker,
     /// Ends them all, at the end of the drain.
@@ -117,7 +115,6 @@ impl Edge {
         let allowances = Allowances::new(limits.per_microvm.clone());
         let served = Arc::new(Semaphore::new(limits.connections));
         let upstream = Arc::new(Semaphore::new(limits.upstream_connections));
-        let shells = OpenShells::new(limits.per_microvm.shells);
         let mut config = config;
         config.domain_suffix = config.domain_suffix.trim_matches('.').to_ascii_lowercase();
         Self {
@@ -135,7 +132,6 @@ impl Edge {
                 counters: Arc::default(),
                 served,
                 upstream,
-                shells,
                 tasks: TaskTracker::new(),
                 cut: CancellationToken::new(),
             }),

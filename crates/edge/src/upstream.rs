@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     activity::Activity,
+    allowance::Seat,
     body::{RequestBody, RequestError},
     connect::{ConnectError, Reach, Sender, Wants, Way},
     hold::{Deposit, Outgoing},
@@ -39,7 +40,7 @@ pub(crate) struct Destination<'a> {
     pub(crate) microvm: MicrovmId,
     pub(crate) port: u16,
     /// It is not to an app, but to this.
-    pub(crate) shell: Option<&'a Wanted>,
+    pub(crate) shell: Option<(&'a Wanted, &'a Seat)>,
     pub(crate) wants: Wants,
 }
 

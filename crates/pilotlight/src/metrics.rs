@@ -61,10 +61,9 @@ mod tests {
     use std::net::SocketAddr;
 
     use api::{
-        directory::{AppStream, DialError, Dialer, Directory, Unavailable},
+        directory::{AppStream, Behind, DialError, Dialer, Directory, Unavailable},
         ids::{EndpointId, MicrovmId, VmId},
         shell::{Shell, ShellError},
-        size::Size,
         token::TokenKey,
     };
     use edge::{Edge, EdgeConfig, Limits};
@@ -80,15 +79,7 @@ mod tests {
 
     #[async_trait::async_trait]
     impl Directory for Nowhere {
-        async fn microvm_at(&self, _: &EndpointId) -> Option<MicrovmId> {
-            None
-        }
-
-        async fn shell_at(&self, _: &EndpointId) -> Option<MicrovmId> {
-            None
-        }
-
-        fn size_of(&self, _: &MicrovmId) -> Option<Size> {
+        async fn behind(&self, _: &EndpointId) -> Option<Behind> {
             None
         }
 

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use api::{
-    directory::{AppStream, DialError, Dialer, Directory, Unavailable},
+    directory::{AppStream, Behind, DialError, Dialer, Directory, Unavailable},
     ids::{EndpointId, MicrovmId, VmId},
     shell::{Shell, ShellError},
     size::Size,
@@ -42,16 +42,9 @@ struct Only {
 
 #[async_trait::async_trait]
 impl Directory for Only {
-    async fn microvm_at(&self, endpoint: &EndpointId) -> Option<MicrovmId> {
-        (*endpoint == self.endpoint).then_some(self.microvm)
-    }
-
-    async fn shell_at(&self, _: &EndpointId) -> Option<MicrovmId> {
-        None
-    }
-
-    fn size_of(&self, _: &MicrovmId) -> Option<Size> {
-        Some(Size::DEFAULT)
+    async fn behind(&self, endpoint: &EndpointId) -> Option<Behind> {
+        let microvm = self.microvm;
+        (*endpoint == self.endpoint).then_some(Behind { microvm, size: Size::DEFAULT, http: true, shell: false })
     }
 
     async fn awake(&self, _: &MicrovmId) -> Result<VmId, Unavailable> {

@@ -7,6 +7,7 @@ use std::{
 
 use api::{
     connector::ManagedConnector,
+    directory::Behind,
     ids::{EndpointId, MicrovmId},
 };
 
@@ -16,14 +17,6 @@ use super::handle::Handle;
 struct Maps {
     by_id: HashMap<MicrovmId, Arc<Handle>>,
     by_endpoint: HashMap<EndpointId, Behind>,
-}
-
-/// What is behind an endpoint, and what its connectors let in.
-#[derive(Debug)]
-struct Behind {
-    microvm: MicrovmId,
-    http: bool,
-    shell: bool,
 }
 
 /// Handles by id and by endpoint. A microVM that has ended stays for as long as its record does.
@@ -43,7 +36,8 @@ impl Registry {
         let shell = open && has(ManagedConnector::ShellIngress) && !all;
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         if http || shell {
-            maps.by_endpoint.insert(handle.endpoint, Behind { microvm: handle.microvm_id, http, shell });
+            let behind = Behind { microvm: handle.microvm_id, size: handle.size, http, shell };
+            maps.by_endpoint.insert(handle.endpoint, behind);
         }
         maps.by_id.insert(handle.microvm_id, handle);
     }
@@ -53,19 +47,9 @@ impl Registry {
         self.maps.read().unwrap_or_else(PoisonError::into_inner).by_id.get(id).cloned()
     }
 
-    /// The microVM behind this endpoint, if HTTP is let in.
-    pub(crate) fn at(&self, endpoint: &EndpointId) -> Option<MicrovmId> {
-        self.behind(endpoint, |behind| behind.http)
-    }
-
-    /// The microVM behind this endpoint, if shells are.
-    pub(crate) fn shell_at(&self, endpoint: &EndpointId) -> Option<MicrovmId> {
-        self.behind(endpoint, |behind| behind.shell)
-    }
-
-    fn behind(&self, endpoint: &EndpointId, is_let_in: impl FnOnce(&Behind) -> bool) -> Option<MicrovmId> {
-        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
-        maps.by_endpoint.get(endpoint).filter(|behind| is_let_in(behind)).map(|behind| behind.microvm)
+    /// What is behind this endpoint.
+    pub(crate) fn behind(&self, endpoint: &EndpointId) -> Option<Behind> {
+        self.maps.read().unwrap_or_else(PoisonError::into_inner).by_endpoint.get(endpoint).copied()
     }
 
     /// Restarts a microVM's idle clock.

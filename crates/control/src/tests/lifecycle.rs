@@ -45,7 +45,7 @@ async fn a_whole_life() {
     fixture.until_state(&id, State::Running).await;
 
     let endpoint = asked.endpoint.split('.').next().unwrap().parse().unwrap();
-    assert_eq!(fixture.control().microvm_at(&endpoint).await, Some(id));
+    assert_eq!(fixture.control().behind(&endpoint).await.map(|behind| behind.microvm), Some(id));
     let vm = fixture.control().awake(&id).await.unwrap();
     assert_eq!(fixture.host.vm(&id), Found::Running(vm));
 
@@ -287,9 +287,9 @@ async fn an_endpoint_leads_to_what_its_connectors_let_in() {
         };
         let made = fixture.run(request).await.unwrap();
         let endpoint = made.endpoint.split('.').next().unwrap().parse().unwrap();
-        let behind = (fixture.control().microvm_at(&endpoint).await, fixture.control().shell_at(&endpoint).await);
-        let id = made.microvm_id;
-        assert_eq!(behind, (http.then_some(id), shell.then_some(id)), "{ingress:?}");
+        let behind = fixture.control().behind(&endpoint).await;
+        let told = behind.map(|behind| (behind.microvm, behind.http, behind.shell));
+        assert_eq!(told, (http || shell).then_some((made.microvm_id, http, shell)), "{ingress:?}");
     }
 }
 

@@ -11,7 +11,6 @@
 //! to (`dial`), and answers its handshake itself (`serve`).
 
 mod message;
-mod open;
 mod serve;
 mod session;
 
@@ -25,9 +24,7 @@ use api::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, Uri, header};
 
-use crate::{connect::ConnectError, headers::tokens, refusal::Refusal, server::Shared};
-
-pub(crate) use open::OpenShells;
+use crate::{allowance::Seat, connect::ConnectError, headers::tokens, refusal::Refusal, server::Shared};
 
 /// The path of the shell.
 pub(crate) const PATH: &str = "/shell";
@@ -93,8 +90,9 @@ pub(crate) async fn dial(
     microvm: MicrovmId,
     vm: VmId,
     wanted: &Wanted,
+    seat: &Seat,
 ) -> Result<Box<dyn AppStream>, ConnectError> {
-    let place = edge.shells.enter(microvm).ok_or(Refusal::TooManyShells)?;
+    let place = seat.shell()?;
     let shell = match edge.dialer.shell(&microvm, &vm, wanted.command.clone()).await {
         Ok(shell) => shell,
         Err(ShellError::Gone) => return Err(ConnectError::Gone),

@@ -12,8 +12,8 @@ use http_body_util::Empty;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 
-use super::{is_extended, open::Place, session, subprotocol};
-use crate::{refusal::chain, websocket::accept_for};
+use super::{is_extended, session, subprotocol};
+use crate::{allowance::ShellPlace, refusal::chain, websocket::accept_for};
 
 /// Bytes on their way in each direction, beside those of the message that is being read or written.
 const BUFFER_BYTES: usize = 16 * 1024;
@@ -21,11 +21,11 @@ const BUFFER_BYTES: usize = 16 * 1024;
 /// A shell and its place.
 struct Open {
     shell: Shell,
-    place: Place,
+    place: ShellPlace,
 }
 
 /// What answers for the shell. Dropping it ends the shell.
-pub(super) fn behind(shell: Shell, place: Place, message_bytes_max: usize) -> Box<dyn AppStream> {
+pub(super) fn behind(shell: Shell, place: ShellPlace, message_bytes_max: usize) -> Box<dyn AppStream> {
     let (ours, theirs) = tokio::io::duplex(BUFFER_BYTES);
     let open = Arc::new(Mutex::new(Some(Open { shell, place })));
     let service = service_fn(move |request| {
@@ -64,7 +64,7 @@ fn answer(mut request: Request<Incoming>, open: Option<Open>, message_bytes_max:
     tokio::spawn(async move {
         match upgrading.await {
             Ok(upgraded) => {
-                session::run(TokioIo::new(upgraded), shell, place.microvm(), tells_exit, message_bytes_max).await;
+                session::run(TokioIo::new(upgraded), shell, place.microvm, tells_exit, message_bytes_max).await;
             }
             Err(error) => tracing::debug!(cause = chain(&error), "a shell's handshake came to nothing"),
         }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use api::{
-    directory::{AppStream, DialError, Dialer, Directory, Unavailable},
+    directory::{AppStream, Behind, DialError, Dialer, Directory, Unavailable},
     ids::{EndpointId, MicrovmId, VmId},
     shell::{FromShell, Shell, ShellError, Showing, ToShell, Typing},
     size::Size,
@@ -84,17 +84,10 @@ pub struct OneMicrovm {
 
 #[async_trait::async_trait]
 impl Directory for OneMicrovm {
-    async fn microvm_at(&self, endpoint: &EndpointId) -> Option<MicrovmId> {
-        (*endpoint == self.endpoint).then_some(self.microvm)
-    }
-
-    fn size_of(&self, microvm: &MicrovmId) -> Option<Size> {
-        assert_eq!(*microvm, self.microvm);
-        Some(Size::DEFAULT)
-    }
-
-    async fn shell_at(&self, endpoint: &EndpointId) -> Option<MicrovmId> {
-        self.microvm_at(endpoint).await.filter(|_| self.has_shell.load(Ordering::SeqCst))
+    async fn behind(&self, endpoint: &EndpointId) -> Option<Behind> {
+        let shell = self.has_shell.load(Ordering::SeqCst);
+        let behind = Behind { microvm: self.microvm, size: Size::DEFAULT, http: true, shell };
+        (*endpoint == self.endpoint).then_some(behind)
     }
 
     async fn awake(&self, microvm: &MicrovmId) -> Result<VmId, Unavailable> {
