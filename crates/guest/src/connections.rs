@@ -30,6 +30,37 @@ struct Table {
     control: Option<ConnectionId>,
 }
 
+/// What a connection may be for, beside control.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Bytes to and from the app.
+    Stream,
+    /// A terminal.
+    Shell,
+}
+
+/// A place among those of a kind, given back when it is dropped.
+pub(crate) struct Place<'a> {
+    connections: &'a Connections,
+    kind: Kind,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        *self.connections.lock().count(self.kind).0 -= 1;
+    }
+}
+
+impl Table {
+    /// How many of a kind there are, and may be.
+    fn count(&mut self, kind: Kind) -> (&mut usize, usize) {
+        match kind {
+            Kind::Stream => (&mut self.streams, STREAMS_MAX),
+            Kind::Shell => (&mut self.shells, SHELLS_MAX),
+        }
+    }
+}
+
 impl Connections {
     /// A name for a connection that was just accepted, unless there are too many.
     pub(crate) fn admit(&self) -> Option<ConnectionId> {
@@ -71,36 +102,15 @@ impl Connections {
         }
     }
 
-    /// Counts one more stream unless there are too many.
-    pub(crate) fn open_stream(&self) -> bool {
+    /// A place for one more of a kind, unless there are too many.
+    pub(crate) fn open(&self, kind: Kind) -> Option<Place<'_>> {
         let mut table = self.lock();
-        let free = table.streams < STREAMS_MAX;
-        if free {
-            table.streams += 1;
+        let (count, most) = table.count(kind);
+        if *count >= most {
+            return None;
         }
-        free
-    }
-
-    /// Counts one stream less.
-    pub(crate) fn close_stream(&self) {
-        let mut table = self.lock();
-        table.streams = table.streams.saturating_sub(1);
-    }
-
-    /// Counts one more shell unless there are too many.
-    pub(crate) fn open_shell(&self) -> bool {
-        let mut table = self.lock();
-        let free = table.shells < SHELLS_MAX;
-        if free {
-            table.shells += 1;
-        }
-        free
-    }
-
-    /// Counts one shell less.
-    pub(crate) fn close_shell(&self) {
-        let mut table = self.lock();
-        table.shells = table.shells.saturating_sub(1);
+        *count += 1;
+        Some(Place { connections: self, kind })
     }
 
     /// Ends every connection but one.
@@ -121,7 +131,7 @@ impl Connections {
 
 #[cfg(test)]
 mod tests {
-    use super::{CONNECTIONS_MAX, Connections, SHELLS_MAX, STREAMS_MAX};
+    use super::{CONNECTIONS_MAX, Connections, Kind, SHELLS_MAX, STREAMS_MAX};
     use std::future::pending;
 
     #[tokio::test]
@@ -166,14 +176,11 @@ mod tests {
         connections.remove(ids[0]);
         assert!(connections.admit().is_some());
 
-        assert!((0..STREAMS_MAX).all(|_| connections.open_stream()));
-        assert!(!connections.open_stream());
-        connections.close_stream();
-        assert!(connections.open_stream());
-
-        assert!((0..SHELLS_MAX).all(|_| connections.open_shell()));
-        assert!(!connections.open_shell());
-        connections.close_shell();
-        assert!(connections.open_shell());
+        for (kind, most) in [(Kind::Stream, STREAMS_MAX), (Kind::Shell, SHELLS_MAX)] {
+            let mut places: Vec<_> = (0..most).map(|_| connections.open(kind).expect("room")).collect();
+            assert!(connections.open(kind).is_none(), "{kind:?}");
+            places.pop();
+            assert!(connections.open(kind).is_some(), "{kind:?}");
+        }
     }
 }

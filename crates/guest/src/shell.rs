@@ -6,6 +6,8 @@
 use crate::agent::Agent;
 use crate::app::shell::{self, Shell};
 use crate::boot::console;
+use crate::connections::Kind;
+use crate::stream::refuse;
 use crate::sys;
 use guest_protocol::{
     FrameError, GENERATION, Opened, SHELL_BYTES_MAX, ShellFrame, read_shell_frame, write_frame, write_shell_frame,
@@ -27,21 +29,11 @@ const TYPED_FRAMES_MAX: usize = 64;
 /// What is shown after the shell's end at most, if something it has left behind goes on writing.
 const SHOWN_AFTER_END_MAX: usize = 1024 * 1024;
 
-/// Counts a shell for as long as it lives.
-struct Counted<'a>(&'a Agent);
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.connections.close_shell();
-    }
-}
-
 /// Opens a shell, if there can be one, and carries its terminal until it ends or the host closes the connection.
 pub(crate) async fn serve(agent: &Agent, mut host: TcpStream, command: Option<String>) -> Result<(), FrameError> {
-    if !agent.connections.open_shell() {
+    let Some(_place) = agent.connections.open(Kind::Shell) else {
         return refuse(&mut host, "too many shells are open".to_owned()).await;
-    }
-    let _counted = Counted(agent);
+    };
     let Shell { terminal, mut ended } = match shell::open(agent, command.as_deref()).await {
         Ok(shell) => shell,
         Err(error) => return refuse(&mut host, console::chain(&error)).await,
@@ -60,10 +52,6 @@ pub(crate) async fn serve(agent: &Agent, mut host: TcpStream, command: Option<St
     }
     // To close with something unread would take back what the host has not read yet.
     discard(reader).await
-}
-
-async fn refuse(host: &mut TcpStream, reason: String) -> Result<(), FrameError> {
-    write_frame(host, &Opened { generation: GENERATION, error: Some(reason) }).await
 }
 
 /// Shows what is written to the terminal; returns the shell's exit code once it has ended and all was shown.

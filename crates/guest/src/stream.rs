@@ -1,6 +1,7 @@
 //! A byte stream between the host and a port of the app.
 
 use crate::agent::Agent;
+use crate::connections::Kind;
 use guest_protocol::{FrameError, GENERATION, Opened, write_frame};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,22 +11,12 @@ use tokio::net::TcpStream;
 /// Bytes on their way, in each direction of each stream.
 const BUFFER_BYTES: usize = 16 * 1024;
 
-/// Counts a stream for as long as it lives.
-struct Counted<'a>(&'a Agent);
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.connections.close_stream();
-    }
-}
-
 /// Connects the host to a port of the app and copies both ways until both sides are done. The end of one direction is
 /// handed on as such; a failure of either side resets both, so that a cut answer does not look like a whole one.
 pub(crate) async fn serve(agent: &Agent, mut host: TcpStream, port: u16) -> Result<(), FrameError> {
-    if !agent.connections.open_stream() {
+    let Some(_place) = agent.connections.open(Kind::Stream) else {
         return refuse(&mut host, "too many connections are open".to_owned()).await;
-    }
-    let _counted = Counted(agent);
+    };
     let mut app = match connect(port).await {
         Ok(app) => app,
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -51,6 +42,7 @@ async fn connect(port: u16) -> io::Result<TcpStream> {
     }
 }
 
-async fn refuse(host: &mut TcpStream, reason: String) -> Result<(), FrameError> {
+/// Says why there is no stream, or nothing else.
+pub(crate) async fn refuse(host: &mut TcpStream, reason: String) -> Result<(), FrameError> {
     write_frame(host, &Opened { generation: GENERATION, error: Some(reason) }).await
 }
