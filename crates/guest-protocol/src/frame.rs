@@ -43,19 +43,26 @@ pub enum FrameError {
 
 /// Reads one frame.
 pub async fn read_frame<T: DeserializeOwned>(reader: &mut (impl AsyncRead + Unpin)) -> Result<T, FrameError> {
-    let mut length = [0u8; 4];
-    // Only an end before the first byte is an end between two frames.
-    if reader.read(&mut length[..1]).await.map_err(FrameError::Io)? == 0 {
-        return Err(FrameError::Closed);
-    }
-    reader.read_exact(&mut length[1..]).await.map_err(FrameError::Io)?;
-    let bytes = u32::from_be_bytes(length) as usize;
+    let bytes = u32::from_be_bytes(read_header(reader).await?) as usize;
     if bytes > FRAME_BYTES_MAX {
         return Err(FrameError::TooLarge { bytes });
     }
     let mut body = vec![0u8; bytes];
     reader.read_exact(&mut body).await.map_err(FrameError::Io)?;
     serde_json::from_slice(&body).map_err(FrameError::Malformed)
+}
+
+/// Reads what a frame begins with.
+pub(crate) async fn read_header<const BYTES: usize>(
+    reader: &mut (impl AsyncRead + Unpin),
+) -> Result<[u8; BYTES], FrameError> {
+    let mut header = [0u8; BYTES];
+    // Only an end before the first byte is an end between two frames.
+    if reader.read(&mut header[..1]).await.map_err(FrameError::Io)? == 0 {
+        return Err(FrameError::Closed);
+    }
+    reader.read_exact(&mut header[1..]).await.map_err(FrameError::Io)?;
+    Ok(header)
 }
 
 /// Writes one frame in a single write and flushes it.

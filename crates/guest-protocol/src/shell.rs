@@ -9,7 +9,7 @@
 //! | 1 | host | columns and rows, each a big-endian `u16` |
 //! | 2 | agent | how the shell ended, a big-endian `i32`; the last frame |
 
-use crate::FrameError;
+use crate::frame::{FrameError, read_header};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Bytes of a terminal in one frame. The kernel has no more than this of a terminal's bytes at a time either.
@@ -41,12 +41,7 @@ pub enum ShellFrame {
 
 /// Reads one frame. [`FrameError::Closed`] is the end between two of them.
 pub async fn read_shell_frame(reader: &mut (impl AsyncRead + Unpin)) -> Result<ShellFrame, FrameError> {
-    let mut header = [0u8; HEADER_BYTES];
-    if reader.read(&mut header[..1]).await.map_err(FrameError::Io)? == 0 {
-        return Err(FrameError::Closed);
-    }
-    reader.read_exact(&mut header[1..]).await.map_err(FrameError::Io)?;
-    let [kind, length @ ..] = header;
+    let [kind, length @ ..] = read_header::<HEADER_BYTES>(reader).await?;
     let bytes = usize::from(u16::from_be_bytes(length));
     match (kind, bytes) {
         (BYTES, 1..=SHELL_BYTES_MAX) => {
