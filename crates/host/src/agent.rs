@@ -68,7 +68,8 @@ pub struct Agent {
     requests: mpsc::Sender<(RequestBody, oneshot::Sender<Reply>)>,
     app: watch::Receiver<AppStatus>,
     closed: CancellationToken,
-    generation: u32,
+    /// `None`: it could not be asked.
+    generation: Option<u32>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -95,7 +96,7 @@ impl Agent {
                 }
             }
         });
-        Self { requests, app, closed, generation, _task: AbortOnDropHandle::new(task) }
+        Self { requests, app, closed, generation: Some(generation), _task: AbortOnDropHandle::new(task) }
     }
 
     /// One that cannot be reached for now.
@@ -105,7 +106,7 @@ impl Agent {
         // Whose other ends are gone at once.
         let (requests, _) = mpsc::channel(1);
         let (_, app) = watch::channel(AppStatus::NotStarted);
-        Self { requests, app, closed, generation: 0, _task: AbortOnDropHandle::new(tokio::spawn(async {})) }
+        Self { requests, app, closed, generation: None, _task: AbortOnDropHandle::new(tokio::spawn(async {})) }
     }
 
     /// Connects to an agent that is still booting, until the deadline.
@@ -127,9 +128,9 @@ impl Agent {
             .map_err(|_| AgentError::Connect(io::Error::from(io::ErrorKind::TimedOut)))
     }
 
-    /// What it says it speaks. One in an old snapshot knows nothing of what came later.
-    pub fn generation(&self) -> u32 {
-        self.generation
+    /// Is it one in an old snapshot, which knows nothing of what came with this generation?
+    pub fn is_older_than(&self, generation: u32) -> bool {
+        self.generation.is_some_and(|own| own < generation)
     }
 
     /// Starts the app.
@@ -159,7 +160,7 @@ impl Agent {
     /// Keeps the guest's processes off its processors for as long as it takes to stop it; returns until when they are.
     /// There is none if they cannot be, which is no reason not to stop it.
     pub async fn park(&self) -> Option<Instant> {
-        if self.generation < PARK_SINCE {
+        if self.is_older_than(PARK_SINCE) {
             return None;
         }
         let time_max = PARK_TIME_MAX.as_millis().try_into().expect("a moment");

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use api::{
@@ -35,10 +36,10 @@ use crate::{
 };
 
 /// How long a connection to the agent may take to open before the guest counts as unreachable.
-const DIAL_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(10);
+const DIAL_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// The same for a shell, which has to start a program first. One that is not in memory yet takes an emulated guest seconds.
-const SHELL_OPEN_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(30);
+const SHELL_OPEN_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// This machine.
 pub struct LocalHost {
@@ -254,36 +255,61 @@ impl Host for LocalHost {
 #[async_trait::async_trait]
 impl Dialer for LocalHost {
     async fn dial(&self, microvm: &MicrovmId, vm: &VmId, port: u16) -> Result<Box<dyn AppStream>, DialError> {
-        let machine = self.machine(microvm).filter(|machine| machine.vm_id == *vm).ok_or(DialError::Gone)?;
-        let opened = tokio::select! {
-            opened = agent::open_stream(&*machine.namespace, port, DIAL_TIME_MAX) => opened,
-            // Suspended or ended meanwhile: nobody will answer any more.
-            () = machine.over.cancelled() => return Err(DialError::Gone),
-        };
-        match opened {
-            Ok(stream) => Ok(Box::new(GuestStream::new(stream, machine.over.clone()))),
-            Err(AgentError::Refused { .. }) => Err(DialError::Refused { port }),
-            // The VM may have been suspended meanwhile.
-            Err(_) if self.machine(microvm).is_none_or(|machine| machine.vm_id != *vm) => Err(DialError::Gone),
-            Err(error) => Err(DialError::Unreachable(std::io::Error::other(error))),
+        match self.open(microvm, vm, Purpose::Connect { port }, DIAL_TIME_MAX).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(NotOpen::Gone) => Err(DialError::Gone),
+            Err(NotOpen::Refused(_)) => Err(DialError::Refused { port }),
+            Err(NotOpen::Unreachable(error)) => Err(DialError::Unreachable(error)),
         }
     }
 
     async fn shell(&self, microvm: &MicrovmId, vm: &VmId, command: Option<String>) -> Result<Shell, ShellError> {
-        let machine = self.machine(microvm).filter(|machine| machine.vm_id == *vm).ok_or(ShellError::Gone)?;
-        if machine.agent().generation() < SHELLS_SINCE {
+        let old = self.machine(microvm).is_some_and(|machine| machine.agent().is_older_than(SHELLS_SINCE));
+        if old {
             let reason = "its image was built before there were shells: build a new version".to_owned();
             return Err(ShellError::Refused { reason });
         }
+        match self.open(microvm, vm, Purpose::Shell { command }, SHELL_OPEN_TIME_MAX).await {
+            Ok(stream) => Ok(shell::over(stream)),
+            Err(NotOpen::Gone) => Err(ShellError::Gone),
+            Err(NotOpen::Refused(reason)) => Err(ShellError::Refused { reason }),
+            Err(NotOpen::Unreachable(error)) => Err(ShellError::Unreachable(error)),
+        }
+    }
+}
+
+/// Why a connection into a guest is not open.
+enum NotOpen {
+    /// That VM is no more.
+    Gone,
+    /// The agent said no, in these words.
+    Refused(String),
+    /// It could not be reached.
+    Unreachable(std::io::Error),
+}
+
+impl LocalHost {
+    /// Opens a connection into this incarnation of a microVM, which ends with it.
+    async fn open(
+        &self,
+        microvm: &MicrovmId,
+        vm: &VmId,
+        purpose: Purpose,
+        time_max: Duration,
+    ) -> Result<GuestStream, NotOpen> {
+        let current = || self.machine(microvm).filter(|machine| machine.vm_id == *vm);
+        let machine = current().ok_or(NotOpen::Gone)?;
         let opened = tokio::select! {
-            opened = agent::open(&*machine.namespace, Purpose::Shell { command }, SHELL_OPEN_TIME_MAX) => opened,
-            () = machine.over.cancelled() => return Err(ShellError::Gone),
+            opened = agent::open(&*machine.namespace, purpose, time_max) => opened,
+            // Suspended or ended meanwhile: nobody will answer any more.
+            () = machine.over.cancelled() => return Err(NotOpen::Gone),
         };
         match opened {
-            Ok((stream, _)) => Ok(shell::over(GuestStream::new(stream, machine.over.clone()))),
-            Err(AgentError::Refused { reason }) => Err(ShellError::Refused { reason }),
-            Err(_) if self.machine(microvm).is_none_or(|machine| machine.vm_id != *vm) => Err(ShellError::Gone),
-            Err(error) => Err(ShellError::Unreachable(std::io::Error::other(error))),
+            Ok((stream, _)) => Ok(GuestStream::new(stream, machine.over.clone())),
+            Err(AgentError::Refused { reason }) => Err(NotOpen::Refused(reason)),
+            // The VM may have been suspended meanwhile.
+            Err(_) if current().is_none() => Err(NotOpen::Gone),
+            Err(error) => Err(NotOpen::Unreachable(std::io::Error::other(error))),
         }
     }
 }
