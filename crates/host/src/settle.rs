@@ -34,17 +34,16 @@ impl Settling {
     /// Whether it is not to be waited for any longer. To be asked every now and then, with the processor time its VM has
     /// used by then.
     pub fn is_over(&mut self, now: Instant, used: Option<Duration>) -> bool {
-        if let (Some((before, used_before)), Some(used)) = (self.seen, used) {
-            let part = used.saturating_sub(used_before).as_secs_f64() / (now - before).as_secs_f64();
+        match (self.seen, used) {
             // Time is told in hundredths of a second, so a look at less than a second says nothing.
-            if now - before >= Duration::from_secs(1) {
-                if part >= WORK_PART {
+            (Some((before, _)), Some(_)) if now - before < Duration::from_secs(1) => {}
+            (Some((before, used_before)), Some(used)) => {
+                if used.saturating_sub(used_before) >= (now - before).mul_f64(WORK_PART) {
                     self.worked = now;
                 }
                 self.seen = Some((now, used));
             }
-        } else {
-            self.seen = used.map(|used| (now, used));
+            (_, used) => self.seen = used.map(|used| (now, used)),
         }
         let waited = now - self.begin;
         waited >= WORK_TIME_MAX || (waited >= IDLE_TIME_MAX && now - self.worked >= QUIET_TIME)

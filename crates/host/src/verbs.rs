@@ -39,8 +39,8 @@ use crate::{
 
 /// What a guest may still have to do when it is to be suspended, the end of an answer for instance: it is looked so often
 /// whether it is done, with this pause.
-const SETTLE_TRIES: u32 = 4;
-const SETTLE_PAUSE: Duration = Duration::from_millis(3);
+const QUIET_LOOKS: u32 = 4;
+const QUIET_PAUSE: Duration = Duration::from_millis(3);
 
 impl LocalHost {
     pub(crate) async fn run_microvm(&self, spec: &MicrovmSpec) -> Result<VmId, HostError> {
@@ -167,11 +167,11 @@ impl LocalHost {
         if self.config.accel != Accel::Tcg {
             return None;
         }
-        for _ in 0..SETTLE_TRIES {
+        for _ in 0..QUIET_LOOKS {
             if !machine.vm.at_work() {
                 return None;
             }
-            tokio::time::sleep(SETTLE_PAUSE).await;
+            tokio::time::sleep(QUIET_PAUSE).await;
         }
         machine.agent().park().await
     }
