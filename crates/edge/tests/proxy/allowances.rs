@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
-    servers::App,
+    servers::{App, switch_protocols},
     support::{World, counted, empty, full, text, until},
     upgrades::{echo_after_upgrade, upgrade_request},
 };
@@ -212,12 +212,7 @@ async fn a_web_socket_goes_by_the_bandwidth_in_either_direction() {
         let app = App::raw(move |mut socket, _| {
             let all_read = all_read.clone();
             async move {
-                let mut head = Vec::new();
-                while !head.ends_with(b"\r\n\r\n") {
-                    socket.read_buf(&mut head).await.unwrap();
-                }
-                let yes = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
-                socket.write_all(yes.as_bytes()).await.unwrap();
+                switch_protocols(&mut socket).await;
                 let mut all = vec![7; length];
                 if down {
                     socket.write_all(&all).await.unwrap();

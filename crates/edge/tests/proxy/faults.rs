@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
-    servers::App,
+    servers::{App, read_head},
     support::{World, counted, empty, full, text, until},
 };
 
@@ -90,10 +90,7 @@ async fn refusals_name_the_fault_and_strangers_learn_nothing() {
 async fn an_answer_that_breaks_off_is_the_apps_fault_and_one_that_is_left_the_clients() {
     let world = World::new().await;
     let app = App::raw(|mut socket, _| async move {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            socket.read_buf(&mut head).await.unwrap();
-        }
+        let head = read_head(&mut socket).await;
         socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
         if head.starts_with(b"GET /left") {
             std::future::pending::<()>().await;

@@ -22,7 +22,7 @@ use tokio::{
 
 use crate::{
     frames::{GOAWAY, RST_STREAM, frame, frames, headers_frame},
-    servers::App,
+    servers::{App, read_head},
     support::{World, channel, counted, empty, full, text, until},
 };
 
@@ -227,10 +227,7 @@ async fn an_answer_that_breaks_off_resets_the_stream_and_no_other() {
     let app = App::raw(move |mut socket, _| {
         let ends = Arc::clone(&ends);
         async move {
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                socket.read_buf(&mut head).await.unwrap();
-            }
+            let head = read_head(&mut socket).await;
             socket.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n").await.unwrap();
             if head.starts_with(b"GET /whole") {
                 ends.lock().await.recv().await;

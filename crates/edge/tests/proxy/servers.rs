@@ -15,6 +15,7 @@ use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
@@ -96,6 +97,22 @@ impl App {
 }
 
 /// The request as it arrived.
+/// Reads a request's head, for an app that speaks by hand.
+pub async fn read_head(socket: &mut TcpStream) -> Vec<u8> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        socket.read_buf(&mut head).await.unwrap();
+    }
+    head
+}
+
+/// Reads an upgrade's head and agrees.
+pub async fn switch_protocols(socket: &mut TcpStream) {
+    read_head(socket).await;
+    let yes = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    socket.write_all(yes.as_bytes()).await.unwrap();
+}
+
 pub fn mirrored(request: &Request<Incoming>) -> Response<Body> {
     let mut head = format!("{} {}\n", request.method(), request.uri());
     for (name, value) in request.headers() {

@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     frames::{SETTINGS, frame, headers_frame},
-    servers::App,
+    servers::{App, read_head, switch_protocols},
     support::{World, counted, empty, full, text},
     upgrades::{echo_after_upgrade, upgrade_request},
 };
@@ -133,10 +133,7 @@ async fn talks(world: &World) -> (App, tokio::sync::mpsc::UnboundedReceiver<Inst
     let app = App::raw(move |mut socket, _| {
         let ended = ended.clone();
         async move {
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                socket.read_buf(&mut head).await.unwrap();
-            }
+            read_head(&mut socket).await;
             let length = 64 << 20;
             let mut answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n").into_bytes();
             answer.resize(answer.len() + length, b'x');
@@ -221,12 +218,7 @@ async fn a_web_socket_whose_client_stops_reading_is_cut() {
     let app = App::raw(move |mut socket, _| {
         let ended = ended.clone();
         async move {
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                socket.read_buf(&mut head).await.unwrap();
-            }
-            let yes = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
-            socket.write_all(yes.as_bytes()).await.unwrap();
+            switch_protocols(&mut socket).await;
             while socket.write_all(&[b'x'; 64 << 10]).await.is_ok() {}
             let _ = ended.send(());
         }

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    servers::App,
+    servers::{App, read_head},
     support::{World, channel, counted, empty, full, text, until},
 };
 
@@ -237,10 +237,7 @@ async fn a_reader_that_pauses_makes_the_writer_pause() {
 async fn an_answer_that_breaks_off_is_not_made_whole() {
     let world = World::new().await;
     let app = App::raw(|mut socket, _| async move {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            socket.read_buf(&mut head).await.unwrap();
-        }
+        read_head(&mut socket).await;
         socket.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n").await.unwrap();
     })
     .await;
@@ -258,10 +255,7 @@ async fn a_client_that_leaves_is_noticed_by_the_app() {
     let app = App::raw(move |mut socket, _| {
         let (seen, began) = (Arc::clone(&seen), Arc::clone(&began));
         async move {
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                socket.read_buf(&mut head).await.unwrap();
-            }
+            let mut head = read_head(&mut socket).await;
             began.notify_one();
             while socket.read_buf(&mut head).await.is_ok_and(|length| length > 0) {}
             seen.notify_one();

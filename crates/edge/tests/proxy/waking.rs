@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    servers::App,
+    servers::{App, read_head},
     support::{World, empty, full, text, until},
 };
 
@@ -184,10 +184,7 @@ async fn unused_connections_are_closed() {
         let open = Arc::clone(&counted);
         async move {
             open.fetch_add(1, Ordering::SeqCst);
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                socket.read_buf(&mut head).await.unwrap();
-            }
+            let mut head = read_head(&mut socket).await;
             socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
             while socket.read_buf(&mut head).await.is_ok_and(|length| length > 0) {}
             open.fetch_sub(1, Ordering::SeqCst);
