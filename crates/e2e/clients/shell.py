@@ -247,11 +247,11 @@ def wrong_tokens():
         raise AssertionError("a shell's token leads to the app")
     except urllib.error.HTTPError as error:
         assert (error.code, error.read()) == (502, b""), error
-    # Plain HTTP of that path is the app's.
-    request.headers["X-aws-proxy-auth"] = facts["token"]
+    # Plain HTTP of that path is the app's, which has none.
     request = urllib.request.Request(f"https://{endpoint}/shell", headers={"X-aws-proxy-auth": facts["token"]})
     try:
         urllib.request.urlopen(request, context=tls(), timeout=PATIENCE)
+        raise AssertionError("the app has such a page")
     except urllib.error.HTTPError as error:
         assert error.code == 404, error
     try:

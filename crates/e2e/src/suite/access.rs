@@ -113,7 +113,8 @@ fn allow(actions: Value, resources: Value) -> Value {
     json!({"Effect": "Allow", "Action": actions, "Resource": resources})
 }
 
-fn connector(name: &str) -> String {
+/// The ARN of a connector of the service's own.
+pub fn connector(name: &str) -> String {
     format!("arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:{name}")
 }
 

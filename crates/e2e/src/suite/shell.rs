@@ -6,13 +6,9 @@ use anyhow::{Context, bail};
 use e2e::{Stage, aws, microvm::waking, repository, server};
 use serde_json::json;
 
-use super::Test;
+use super::{Test, access::connector};
 
 pub const TESTS: &[Test] = &[("shell::a_person_at_a_terminal_finds_a_shell_beside_the_app", shells)];
-
-fn connector(name: &str) -> String {
-    format!("arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:{name}")
-}
 
 /// One microVM for all of it: what a test leaves behind is looked for by the next.
 fn shells(stage: &mut Stage) -> anyhow::Result<()> {
