@@ -21,6 +21,7 @@ pub mod page;
 pub mod sensitive;
 pub mod shell;
 pub mod size;
+pub mod subprotocol;
 pub mod tags;
 pub mod timestamp;
 pub mod token;

@@ -1,5 +1,6 @@
 //! WebSocket: what browsers put into its subprotocols, as they can set no headers, and its handshake over HTTP/2.
 
+use api::subprotocol::{AUTHENTICATION, MARKER, PORT};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, Method, header, request::Parts};
 use hyper::ext::Protocol;
@@ -7,11 +8,6 @@ use ring::digest;
 use uuid::Uuid;
 
 use crate::{headers::tokens, refusal::Refusal, route};
-
-/// Says that the other two may be meant for the edge. Without it they are not looked at.
-const MARKER: &str = "lambda-microvms";
-const AUTHENTICATION: &str = "lambda-microvms.authentication.";
-const PORT: &str = "lambda-microvms.port.";
 
 /// What a handshake's subprotocols tell the edge.
 #[derive(Debug, Default, PartialEq, Eq)]

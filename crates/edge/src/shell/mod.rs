@@ -20,6 +20,7 @@ use api::{
     directory::AppStream,
     ids::{MicrovmId, VmId},
     shell::ShellError,
+    subprotocol,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, Uri, header};
@@ -34,10 +35,6 @@ pub(crate) const PORT_NAMED: u16 = 8022;
 
 /// The port by which the edge knows it. No client can name this one, so it is nobody's.
 pub(crate) const PORT: u16 = 0;
-
-/// Beyond the service: the subprotocol of a client that wants to hear how the shell ended, and may want a command carried
-/// out in place of a shell to type into. Whoever does not offer it sees nothing of either.
-pub(crate) const EXTENDED: &str = "pilotlight.shell";
 
 /// What a handshake asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,7 +66,7 @@ impl Wanted {
 
 /// Does the client know of the extension?
 fn is_extended(headers: &HeaderMap) -> bool {
-    tokens(headers, &header::SEC_WEBSOCKET_PROTOCOL).any(|offer| offer == EXTENDED)
+    tokens(headers, &header::SEC_WEBSOCKET_PROTOCOL).any(|offer| offer == subprotocol::SHELL)
 }
 
 /// The value of `command` in a query.
@@ -103,8 +100,8 @@ pub(crate) async fn dial(
 }
 
 /// What the edge says of itself where a client's offers name it.
-fn subprotocol(headers: &HeaderMap) -> Option<HeaderValue> {
-    is_extended(headers).then(|| HeaderValue::from_static(EXTENDED))
+fn chosen(headers: &HeaderMap) -> Option<HeaderValue> {
+    is_extended(headers).then(|| HeaderValue::from_static(subprotocol::SHELL))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use http_body_util::Empty;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 
-use super::{is_extended, session, subprotocol};
+use super::{chosen, is_extended, session};
 use crate::{allowance::ShellPlace, refusal::chain, websocket::accept_for};
 
 /// Bytes on their way in each direction, beside those of the message that is being read or written.
@@ -56,8 +56,8 @@ fn answer(mut request: Request<Incoming>, open: Option<Open>, message_bytes_max:
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    if let Some(subprotocol) = subprotocol(request.headers()) {
-        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, subprotocol);
+    if let Some(chosen) = chosen(request.headers()) {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, chosen);
     }
     let tells_exit = is_extended(request.headers());
     let upgrading = hyper::upgrade::on(&mut request);

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use ::api::subprotocol::{AUTHENTICATION, MARKER, SHELL};
 use anyhow::{Context, bail};
 use futures_util::{
     SinkExt, StreamExt,
@@ -26,12 +27,6 @@ use super::{
 };
 
 type Socket = WebSocketStream<TlsStream<TcpStream>>;
-
-/// Says that a token is in another subprotocol, and that the server need not choose one of the app's.
-const MARKER: &str = "lambda-microvms";
-const AUTHENTICATION: &str = "lambda-microvms.authentication.";
-/// Asks to be told how the shell ended. Servers that do not know it choose the marker.
-const EXTENDED: &str = "pilotlight.shell";
 
 /// What ends what is read from a terminal, where it is not one.
 const END_OF_INPUT: u8 = 4;
@@ -58,12 +53,13 @@ pub async fn open(
 ) -> anyhow::Result<Socket> {
     let query = command.map(|command| format!("?command={}", utf8_percent_encode(command, NON_ALPHANUMERIC)));
     let mut request = format!("wss://{endpoint}/shell{}", query.unwrap_or_default()).into_client_request()?;
-    let offers = format!("{MARKER}, {AUTHENTICATION}{token}, {EXTENDED}");
+    // Servers that do not know the last choose the first.
+    let offers = format!("{MARKER}, {AUTHENTICATION}{token}, {SHELL}");
     request.headers_mut().insert("sec-websocket-protocol", offers.parse().context("the token is no header's value")?);
     match client_async(request, stream).await {
         Ok((socket, response)) => {
             let chosen = response.headers().get("sec-websocket-protocol");
-            if command.is_some() && chosen.is_none_or(|chosen| chosen != EXTENDED) {
+            if command.is_some() && chosen.is_none_or(|chosen| chosen != SHELL) {
                 bail!("this server opens shells to type into and carries out no commands");
             }
             Ok(socket)
