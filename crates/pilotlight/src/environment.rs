@@ -21,7 +21,12 @@ pub fn print(arguments: &DataArguments) -> anyhow::Result<()> {
     .into_iter()
     .chain(ca.iter().flat_map(|ca| of_ca.map(|name| (name, ca.as_str()))))
     {
-        println!("export {name}='{}'", value.replace('\'', r"'\''"));
+        println!("export {name}={}", quoted(value));
     }
     Ok(())
+}
+
+/// A word as a shell reads it and leaves it alone.
+pub fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
 }

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod authorities;
 mod ca;
 pub mod cli;
 pub mod config;

@@ -4,8 +4,7 @@
 //! host than its page says, so redirects there must be, but none may lead away from HTTPS.
 
 use std::{
-    fs::File,
-    io::{self, Read, Write},
+    io::{self, Write},
     net::IpAddr,
     path::Path,
     sync::Arc,
@@ -14,12 +13,14 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use http::{Response, Uri, header::LOCATION};
+use rustls::pki_types::CertificateDer;
 use ureq::{
     Agent, Body,
-    tls::{Certificate, PemItem, RootCerts, TlsConfig},
+    tls::{Certificate, RootCerts, TlsConfig},
 };
 
 use super::{Patience, unpack::Bounded};
+use crate::authorities;
 
 /// GitHub needs one; a mirror behind a load balancer some more.
 const REDIRECTS_MAX: usize = 5;
@@ -29,9 +30,6 @@ const BROKEN_MAX: usize = 2;
 
 /// For TCP and TLS together, where a path to the host exists.
 const CONNECT: Duration = Duration::from_secs(15);
-
-/// A bundle of all public authorities has about 250 KiB.
-const CA_BYTES_MAX: u64 = 4 << 20;
 
 /// What fetches files.
 pub struct Client {
@@ -52,11 +50,12 @@ impl Client {
             "--from {from}: use https; plain http is for a loopback address, such as http://127.0.0.1:8000"
         );
         let roots = match ca {
-            Some(path) => authorities_in(path).with_context(|| format!("--ca {}", path.display()))?,
+            Some(path) => authorities::in_file(path).with_context(|| format!("--ca {}", path.display()))?,
             // They would never be asked.
             None if plain => Vec::new(),
             None => authorities_of_the_machine()?,
         };
+        let roots = roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
         let tls = TlsConfig::builder()
             .root_certs(RootCerts::Specific(Arc::new(roots)))
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -176,27 +175,11 @@ fn shown(uri: &Uri) -> String {
     format!("{}://{authority}{}", uri.scheme_str().unwrap_or_default(), uri.path())
 }
 
-fn authorities_in(path: &Path) -> anyhow::Result<Vec<Certificate<'static>>> {
-    let mut pem = Vec::new();
-    let file = File::open(path).context("cannot read it")?;
-    file.take(CA_BYTES_MAX + 1).read_to_end(&mut pem).context("cannot read it")?;
-    ensure!(pem.len() as u64 <= CA_BYTES_MAX, "it has more than {CA_BYTES_MAX} bytes");
-    let mut roots = Vec::new();
-    for item in ureq::tls::parse_pem(&pem) {
-        if let PemItem::Certificate(certificate) = item.context("it is not PEM")? {
-            roots.push(certificate);
-        }
-    }
-    ensure!(!roots.is_empty(), "it has no certificate in PEM form");
-    Ok(roots)
-}
-
-fn authorities_of_the_machine() -> anyhow::Result<Vec<Certificate<'static>>> {
-    // One unreadable certificate among many is no reason to refuse the others.
-    let found = rustls_native_certs::load_native_certs();
+fn authorities_of_the_machine() -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let found = authorities::of_the_machine();
     ensure!(
-        !found.certs.is_empty(),
+        !found.is_empty(),
         "this machine has no certificate authorities to trust: install ca-certificates, or name a file with --ca"
     );
-    Ok(found.certs.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect())
+    Ok(found)
 }

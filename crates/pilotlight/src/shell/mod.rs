@@ -9,10 +9,11 @@ mod trust;
 
 use std::process::ExitCode;
 
+use ::api::connector::ManagedConnector;
 use anyhow::Context;
 
 use self::{api::Access, session::End, terminal::Raw};
-use crate::cli::ShellArguments;
+use crate::{cli::ShellArguments, environment::quoted};
 
 /// The exit code for whatever went wrong with the connection, as ssh has it: the shell's own are told apart from it.
 const LOST: u8 = 255;
@@ -64,10 +65,8 @@ fn explain(error: anyhow::Error, region: &str) -> anyhow::Error {
     if !error.to_string().starts_with(NO_CONNECTOR) {
         return error;
     }
-    let managed = format!("arn:aws:lambda:{region}:aws:network-connector:aws-network-connector");
-    error.context(format!(
-        "launch the microVM with --ingress-network-connectors {managed}:SHELL_INGRESS {managed}:HTTP_INGRESS"
-    ))
+    let [shell, http] = [ManagedConnector::ShellIngress, ManagedConnector::HttpIngress].map(|it| it.arn(region));
+    error.context(format!("launch the microVM with --ingress-network-connectors {shell} {http}"))
 }
 
 /// The words after `--` as a shell reads them: one is a line of its own, several are a program and its arguments as they
@@ -78,10 +77,6 @@ fn command(words: &[String]) -> Option<String> {
         [line] => Some(line.clone()),
         words => Some(words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")),
     }
-}
-
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]

@@ -3,22 +3,20 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, ensure};
-use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::authorities;
 
 /// The port of endpoints that name none.
 const HTTPS: u16 = 443;
 
-/// The certificates of a file and of this machine; one that is no certificate is passed over.
+/// The authorities of this machine and, beside them, those in a file.
 pub fn authorities(ca: Option<&Path>) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let mut roots = rustls_native_certs::load_native_certs().certs;
+    let mut roots = authorities::of_the_machine();
     if let Some(path) = ca {
-        let named = || format!("the certificate authorities in {}", path.display());
-        let pem = std::fs::read(path).with_context(|| format!("cannot read {}", named()))?;
-        let own: Vec<_> = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok).collect();
-        ensure!(!own.is_empty(), "there are none of {}", named());
-        roots.extend(own);
+        roots.extend(authorities::in_file(path).with_context(|| path.display().to_string())?);
     }
     ensure!(
         !roots.is_empty(),
