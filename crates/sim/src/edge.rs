@@ -11,6 +11,7 @@ use api::{
 };
 use clap::Args;
 use edge::{Edge, EdgeConfig, Settings, ca};
+use rand::Rng;
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -76,7 +77,7 @@ pub fn serve(arguments: &Arguments) -> anyhow::Result<()> {
         vm: VmId::random(),
         upstream: arguments.upstream,
     });
-    let key = Arc::new(TokenKey::new(Uuid::new_v4(), a_key()));
+    let key = Arc::new(TokenKey::new(Uuid::new_v4(), rand::rng().random()));
     let grant = Grant::Http(Ports::all());
     let token = key.seal(&Claims { microvm_id: only.microvm, grant, expires_unix: LATE });
     let (limits, _) = Settings::default().limits(u64::MAX);
@@ -90,12 +91,4 @@ pub fn serve(arguments: &Arguments) -> anyhow::Result<()> {
         edge.serve(CancellationToken::new()).await;
         Ok(())
     })
-}
-
-fn a_key() -> [u8; 32] {
-    let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
-    let mut key = [0; 32];
-    key[..16].copy_from_slice(one.as_bytes());
-    key[16..].copy_from_slice(other.as_bytes());
-    key
 }
