@@ -12,6 +12,10 @@ SEED ?= 1
 # How long `make fuzz` stays with each target, and with which: make fuzz SECONDS=3600 FUZZ=snapshot:fuzz::layer::a_layer_may_be_anything
 SECONDS ?= 60
 FUZZ ?= \
+	edge:fuzz::a_client_sees_no_more_than_the_app_said \
+	edge:fuzz::a_head_lets_nobody_in_but_with_the_token \
+	edge:fuzz::a_token_may_be_anything \
+	edge:fuzz::an_app_sees_one_truth_and_nothing_of_the_edge \
 	guest-protocol:a_host_reads_anything_from_an_agent \
 	guest-protocol:an_agent_reads_anything_from_a_host \
 	guest-protocol:either_side_reads_anything_of_a_shell \

@@ -31,6 +31,8 @@ mod client_io;
 mod connect;
 mod connection;
 mod flood;
+#[cfg(test)]
+mod fuzz;
 mod greeting;
 mod headers;
 mod hold;
