@@ -24,6 +24,9 @@ const MEMORY_MIB: u32 = 256;
 /// How wrong the guest's wall clock may be when it answers for the first time after a wake.
 const CLOCK_OFF_MAX: f64 = 0.5;
 
+/// How long one token is used; it is good for half an hour.
+const TOKEN_USED_MAX: Duration = Duration::from_secs(20 * 60);
+
 /// Cycles that may fail before the rest is given up.
 const FAILURES_MAX: usize = 10;
 
@@ -57,11 +60,16 @@ pub fn source() -> Source {
 /// Goes through so many cycles with one microVM of this image, and removes it.
 pub fn run(stage: &Stage, image_arn: &str, cycles: usize, mut told: impl FnMut(&str)) -> anyhow::Result<Outcome> {
     let outside = Outside::open()?;
-    let microvm = stage.launch_with(json!({"imageIdentifier": image_arn, "idlePolicy": waking()}))?;
+    let mut microvm = stage.launch_with(json!({"imageIdentifier": image_arn, "idlePolicy": waking()}))?;
+    let mut minted = Instant::now();
     stage.fetch(&microvm, &format!("/prepare?mib={MEMORY_MIB}&call={}", outside.address()))?;
     let mut outcome = Outcome::default();
     let mut drawn = HashSet::new();
     for number in 1..=cycles {
+        if minted.elapsed() >= TOKEN_USED_MAX {
+            microvm.token = stage.token(&microvm.id, json!([{"allPorts": {}}]))?;
+            minted = Instant::now();
+        }
         let failed = cycle(stage, &microvm, number, &mut outcome, &mut drawn);
         outcome.cycles = number;
         let lost = failed.is_err();
