@@ -16,7 +16,7 @@ readonly boto3=1.44.5
 readonly for_tests=${1:-}
 readonly awscli=1.46.3
 readonly javascript_sdk=3.1131.0
-readonly grpcio=1.85.3 websockets=17.4
+readonly grpcio=1.85.3 websockets=17.4 ws=8.23.0
 packages=(
   # runs microVMs
   qemu-system-x86 nftables iproute2 kmod e2fsprogs
@@ -31,12 +31,15 @@ steps=6
 if [[ $for_tests ]]; then
   # emulates guests of another architecture
   packages+=(qemu-system-arm)
+  # clients of endpoints; Ubuntu has no browser that starts without its package service
+  packages+=(curl)
+  grep -q '^ID=ubuntu$' /etc/os-release || packages+=(chromium-headless-shell libnss3-tools)
   # A Node.js from elsewhere comes with an npm that Debian's does not go with.
   command -v node >/dev/null || packages+=(nodejs)
   command -v npm >/dev/null || packages+=(npm)
   steps=9
 fi
-[[ $for_tests != bench ]] || packages+=(nginx-light wrk nghttp2-client curl)
+[[ $for_tests != bench ]] || packages+=(nginx-light wrk nghttp2-client)
 readonly packages steps
 step=0
 
@@ -138,13 +141,13 @@ add_protocols() {
 # The tests ask of Node.js what Debian 12 has, and of the network only the registry.
 make_node_modules() {
   local key
-  key="@aws-sdk/client-lambda-microvms@$javascript_sdk $(node --version)"
+  key="@aws-sdk/client-lambda-microvms@$javascript_sdk ws@$ws $(node --version)"
   ! stamped target/node/pilotlight-stamp "$key" || return 0
   rm -rf target/node
   mkdir target/node
   echo '{"private": true}' >target/node/package.json
   npm install --prefix target/node --no-audit --no-fund --omit=dev --ignore-scripts --save-exact \
-    "@aws-sdk/client-lambda-microvms@$javascript_sdk"
+    "@aws-sdk/client-lambda-microvms@$javascript_sdk" "ws@$ws"
   (cd target/node && node -e 'new (require("@aws-sdk/client-lambda-microvms").LambdaMicrovmsClient)({region: "us-east-1"})')
   echo "$key" >target/node/pilotlight-stamp
 }
@@ -180,6 +183,6 @@ run "AWS's command line in target/venv" "pip could not install awscli $awscli: c
 run "gRPC and WebSocket for Python in target/venv and target/wheels" \
   "pip could not fetch grpcio $grpcio and websockets $websockets: check the network, then try again" \
   add_protocols
-run "AWS's SDK for JavaScript in target/node" \
-  "npm could not install @aws-sdk/client-lambda-microvms $javascript_sdk: check the network, then try again" \
+run "AWS's SDK for JavaScript and a WebSocket client in target/node" \
+  "npm could not install @aws-sdk/client-lambda-microvms $javascript_sdk and ws $ws: check the network, then try again" \
   make_node_modules

@@ -70,6 +70,39 @@ class Https(http.server.BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
 
+class Page(http.server.BaseHTTPRequestHandler):
+    """A page and its events, each of which waits until the one before was heard."""
+
+    protocol_version = "HTTP/1.1"
+    heard = threading.Semaphore(0)
+
+    def do_GET(self):
+        if self.path == "/events":
+            return self.events()
+        body = b"<!doctype html><title>a page</title>"
+        self.send_response(200)
+        self.send_header("content-type", "text/html")
+        self.send_header("content-length", str(len(body)))
+        self.send_header("set-cookie", "app=its own; Path=/")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def events(self):
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("connection", "close")
+        self.end_headers()
+        for number in range(3):
+            self.wfile.write(f"event: count\nid: {number}\ndata: n{number}\n\n".encode())
+            self.heard.acquire()
+        self.wfile.write(b"event: last\ndata:\n\n")
+
+    def do_POST(self):
+        self.heard.release()
+        self.send_response(204)
+        self.end_headers()
+
+
 def talk(connection):
     for message in connection:
         if message == "what was offered?":
@@ -90,6 +123,9 @@ context.load_cert_chain("cert.pem", "key.pem")
 # The handshake belongs to the connection's thread, not to the one that accepts.
 https.socket = context.wrap_socket(https.socket, server_side=True, do_handshake_on_connect=False)
 threading.Thread(target=https.serve_forever, daemon=True).start()
+
+page = http.server.ThreadingHTTPServer(("127.0.0.1", 8081), Page)
+threading.Thread(target=page.serve_forever, daemon=True).start()
 
 # Last, as its port is the one that is waited for.
 with websockets.sync.server.serve(
