@@ -98,8 +98,9 @@ pub(crate) fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iter
 /// Removes what concerns one connection only: the fixed list and what `Connection` names. Each side's framing is made
 /// anew from the body itself.
 fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    // Host and length say what the message is; a sender cannot have them dropped by naming them.
-    let kept = [header::HOST, header::CONTENT_LENGTH];
+    // Host, length and encoding say what the message is; a sender cannot have them dropped, and one of two that contradict
+    // each other kept, by naming them.
+    let kept = [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
     let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
         .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
         .filter(|name| !kept.contains(name))
@@ -158,6 +159,14 @@ mod tests {
         to_app(&mut given, &HeaderValue::from_static("id"), None);
         assert_eq!(given, headers(&[("transfer-encoding", "chunked"), ("x-amzn-requestid", "id")]));
         let mut given = headers(&[("content-length", "3"), ("transfer-encoding", "chunked")]);
+        to_client(&mut given, None);
+        assert_eq!(given, headers(&[]));
+        // Not even for one who says that the encoding is for the edge alone.
+        let both = [("connection", "transfer-encoding"), ("content-length", "3"), ("transfer-encoding", "chunked")];
+        let mut given = headers(&both);
+        to_app(&mut given, &HeaderValue::from_static("id"), None);
+        assert_eq!(given, headers(&[("transfer-encoding", "chunked"), ("x-amzn-requestid", "id")]));
+        let mut given = headers(&both);
         to_client(&mut given, None);
         assert_eq!(given, headers(&[]));
     }

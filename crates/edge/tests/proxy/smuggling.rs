@@ -117,6 +117,10 @@ async fn http1() {
             format!("{chunked}Connection: Transfer-Encoding\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
             Forwarded(CHUNKED, "3\r\nabc\r\n0\r\n\r\n"),
         ),
+        (
+            format!("Content-Length: 4\r\n{chunked}Connection: Transfer-Encoding\r\n\r\n0\r\n\r\n{SMUGGLED}"),
+            Forwarded(CHUNKED, "0\r\n\r\n"),
+        ),
         // Hosts.
         ("Host: elsewhere.test\r\n\r\n".into(), Refused),
     ];
