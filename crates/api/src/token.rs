@@ -3,6 +3,8 @@
 //! A token is a JWE in compact form, `{"kid":…,"alg":"dir","enc":"A256GCM"}`, as the real service's are (its shape was
 //! measured; its claims are opaque, so the claims here are our own).
 
+use std::sync::{Arc, PoisonError, RwLock};
+
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::{
     aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
@@ -82,26 +84,20 @@ pub enum TokenError {
     Forged,
 }
 
-/// The key that tokens are sealed with.
+/// A key that tokens are sealed with.
 pub struct TokenKey {
     kid: Uuid,
-    secret: [u8; 32],
+    aead: LessSafeKey,
 }
 
 impl TokenKey {
     /// A key from its stored parts.
     #[must_use]
     pub fn new(kid: Uuid, secret: [u8; 32]) -> Self {
-        Self { kid, secret }
+        Self { kid, aead: LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &secret).expect("the secret is 32 bytes")) }
     }
 
-    fn aead(&self) -> LessSafeKey {
-        LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &self.secret).expect("the secret is 32 bytes"))
-    }
-
-    /// Makes a token.
-    #[must_use]
-    pub fn seal(&self, claims: &Claims) -> String {
+    fn seal(&self, claims: &Claims) -> String {
         let header = Header { kid: self.kid, alg: "dir".into(), enc: "A256GCM".into() };
         let header = serde_json::to_vec(&header).expect("a header is plain data");
         let header = URL_SAFE_NO_PAD.encode(header);
@@ -109,7 +105,7 @@ impl TokenKey {
         SystemRandom::new().fill(&mut nonce).expect("the kernel gives random bytes");
         let mut text = serde_json::to_vec(claims).expect("claims are plain data");
         let tag = self
-            .aead()
+            .aead
             .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(header.as_bytes()), &mut text)
             .expect("claims are far below the cipher's limit");
         let (nonce, text, tag) =
@@ -118,8 +114,28 @@ impl TokenKey {
         format!("{header}..{nonce}.{text}.{tag}")
     }
 
-    /// Opens a token. The caller checks expiry, microVM and grant.
-    pub fn open(&self, token: &str) -> Result<Claims, TokenError> {
+    /// The tag is compared in constant time.
+    fn open(&self, mut sealed: Sealed<'_>) -> Result<Claims, TokenError> {
+        let nonce = Nonce::assume_unique_for_key(sealed.nonce);
+        let text = self
+            .aead
+            .open_in_place(nonce, Aad::from(sealed.header.as_bytes()), &mut sealed.text)
+            .map_err(|_| TokenError::Forged)?;
+        serde_json::from_slice(text).map_err(|_| TokenError::Forged)
+    }
+}
+
+/// A token taken apart.
+struct Sealed<'a> {
+    kid: Uuid,
+    header: &'a str,
+    nonce: [u8; NONCE_LEN],
+    /// With the tag after it.
+    text: Vec<u8>,
+}
+
+impl<'a> Sealed<'a> {
+    fn read(token: &'a str) -> Result<Self, TokenError> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenError::Malformed);
         }
@@ -135,16 +151,59 @@ impl TokenKey {
             return Err(TokenError::Malformed);
         }
         let nonce: [u8; NONCE_LEN] = decode(nonce)?.try_into().map_err(|_| TokenError::Malformed)?;
-        let mut sealed = decode(text)?;
-        sealed.extend(decode(tag)?);
-        if parsed.kid != self.kid {
-            return Err(TokenError::Forged);
-        }
-        let text = self
-            .aead()
-            .open_in_place(Nonce::assume_unique_for_key(nonce), Aad::from(header.as_bytes()), &mut sealed)
-            .map_err(|_| TokenError::Forged)?;
-        serde_json::from_slice(text).map_err(|_| TokenError::Forged)
+        let mut text = decode(text)?;
+        text.extend(decode(tag)?);
+        Ok(Self { kid: parsed.kid, header, nonce, text })
+    }
+}
+
+/// The newest key, which seals, and the ones before it, which still open what they sealed.
+struct Ring {
+    newest: TokenKey,
+    older: Vec<TokenKey>,
+}
+
+/// The keys of tokens. Whoever keeps them may replace them while tokens are made and opened.
+pub struct TokenKeys {
+    // Read for every request and written once a day; nobody holds it for longer than it takes to clone what is in it.
+    ring: RwLock<Arc<Ring>>,
+}
+
+impl TokenKeys {
+    /// Keys of which the newest seals. Which of them opens a token is told by the key's id in it.
+    #[must_use]
+    pub fn new(newest: TokenKey, older: Vec<TokenKey>) -> Self {
+        Self { ring: RwLock::new(Arc::new(Ring { newest, older })) }
+    }
+
+    /// One key alone.
+    #[must_use]
+    pub fn single(kid: Uuid, secret: [u8; 32]) -> Self {
+        Self::new(TokenKey::new(kid, secret), Vec::new())
+    }
+
+    /// From now on these; what is not among them opens nothing any more.
+    pub fn replace(&self, newest: TokenKey, older: Vec<TokenKey>) {
+        // It is written in one step, so a poisoned lock is still good.
+        *self.ring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Ring { newest, older });
+    }
+
+    fn ring(&self) -> Arc<Ring> {
+        Arc::clone(&self.ring.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes a token.
+    #[must_use]
+    pub fn seal(&self, claims: &Claims) -> String {
+        self.ring().newest.seal(claims)
+    }
+
+    /// Opens a token. The caller checks expiry, microVM and grant.
+    pub fn open(&self, token: &str) -> Result<Claims, TokenError> {
+        let sealed = Sealed::read(token)?;
+        let ring = self.ring();
+        let mut keys = std::iter::once(&ring.newest).chain(&ring.older);
+        keys.find(|key| key.kid == sealed.kid).ok_or(TokenError::Forged)?.open(sealed)
     }
 }
 
@@ -158,6 +217,14 @@ mod tests {
         TokenKey::new(Uuid::from_u128(7), [9; 32])
     }
 
+    fn keys() -> TokenKeys {
+        TokenKeys::new(key(), Vec::new())
+    }
+
+    fn other(id: u128, secret: u8) -> TokenKey {
+        TokenKey::new(Uuid::from_u128(id), [secret; 32])
+    }
+
     fn claims() -> Claims {
         Claims {
             microvm_id: "microvm-00000000-0000-4000-8000-000000000001".parse().unwrap(),
@@ -168,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_token_is_a_compact_jwe() {
-        let token = key().seal(&claims());
+        let token = keys().seal(&claims());
         let parts: Vec<_> = token.split('.').collect();
         assert_eq!(parts.len(), 5);
         assert_eq!((parts[1].len(), parts[2].len(), parts[4].len()), (0, 16, 22));
@@ -177,14 +244,28 @@ mod tests {
             String::from_utf8(header).unwrap(),
             r#"{"kid":"00000000-0000-0000-0000-000000000007","alg":"dir","enc":"A256GCM"}"#
         );
-        assert_eq!(key().open(&token), Ok(claims()));
+        assert_eq!(keys().open(&token), Ok(claims()));
     }
 
     #[test]
     fn another_key_does_not_open_it() {
-        let token = key().seal(&claims());
-        assert_eq!(TokenKey::new(Uuid::from_u128(7), [8; 32]).open(&token), Err(TokenError::Forged));
-        assert_eq!(TokenKey::new(Uuid::from_u128(8), [9; 32]).open(&token), Err(TokenError::Forged));
+        let token = keys().seal(&claims());
+        assert_eq!(TokenKeys::new(other(7, 8), vec![]).open(&token), Err(TokenError::Forged));
+        assert_eq!(TokenKeys::new(other(8, 9), vec![]).open(&token), Err(TokenError::Forged));
+    }
+
+    #[test]
+    fn the_newest_key_seals_and_the_older_ones_open_until_they_are_dropped() {
+        let keys = keys();
+        let first = keys.seal(&claims());
+        keys.replace(other(8, 8), vec![key()]);
+        let second = keys.seal(&claims());
+        assert_eq!((keys.open(&first), keys.open(&second)), (Ok(claims()), Ok(claims())));
+        assert_eq!(TokenKeys::new(other(8, 8), vec![]).open(&second), Ok(claims()), "the newest sealed it");
+        keys.replace(other(9, 9), vec![other(8, 8), key()]);
+        assert_eq!((keys.open(&first), keys.open(&second)), (Ok(claims()), Ok(claims())));
+        keys.replace(other(9, 9), vec![other(8, 8)]);
+        assert_eq!((keys.open(&first), keys.open(&second)), (Err(TokenError::Forged), Ok(claims())));
     }
 
     #[test]
@@ -199,17 +280,17 @@ mod tests {
     proptest! {
         #[test]
         fn no_changed_byte_opens(index in 0usize..1000, flip in 1u8..=127) {
-            let mut token = key().seal(&claims()).into_bytes();
+            let mut token = keys().seal(&claims()).into_bytes();
             let index = index % token.len();
             token[index] ^= flip;
             if let Ok(token) = String::from_utf8(token) {
-                prop_assert!(key().open(&token).is_err());
+                prop_assert!(keys().open(&token).is_err());
             }
         }
 
         #[test]
         fn any_text_is_refused_without_panic(text in ".{0,200}") {
-            prop_assert!(key().open(&text).is_err());
+            prop_assert!(keys().open(&text).is_err());
         }
     }
 }

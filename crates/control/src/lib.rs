@@ -35,7 +35,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use api::{
     host::{HostError, SharedHost},
-    token::TokenKey,
+    token::TokenKeys,
 };
 use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -74,10 +74,10 @@ impl Control {
         config: ControlConfig,
         database: &Path,
         host: SharedHost,
-        token_key: Arc<TokenKey>,
+        token_keys: Arc<TokenKeys>,
     ) -> Result<Arc<Self>, OpenError> {
         let clock = config.simulation.clone().map_or_else(Clock::of_this_boot, Clock::simulated);
-        Self::open_by(clock, config, database, host, token_key).await
+        Self::open_by(clock, config, database, host, token_keys).await
     }
 
     async fn open_by(
@@ -85,7 +85,7 @@ impl Control {
         config: ControlConfig,
         database: &Path,
         host: SharedHost,
-        token_key: Arc<TokenKey>,
+        token_keys: Arc<TokenKeys>,
     ) -> Result<Arc<Self>, OpenError> {
         let gauge = config.simulation.as_ref().map(|simulation| simulation.gauge.clone()).unwrap_or_default();
         let store = Store::open_with(database, &gauge).await.map_err(OpenError::Store)?;
@@ -94,7 +94,7 @@ impl Control {
             config,
             store,
             host,
-            token_key,
+            token_keys,
             registry: Registry::default(),
             clock,
             tasks: TaskTracker::new(),

@@ -2,7 +2,7 @@
 
 use std::{future::Future, sync::Arc};
 
-use api::{arn::ImageArn, catalogue, error::ServiceError, host::SharedHost, ids::EndpointId, token::TokenKey};
+use api::{arn::ImageArn, catalogue, error::ServiceError, host::SharedHost, ids::EndpointId, token::TokenKeys};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::error;
@@ -14,7 +14,7 @@ pub(crate) struct Shared {
     pub(crate) config: ControlConfig,
     pub(crate) store: Store,
     pub(crate) host: SharedHost,
-    pub(crate) token_key: Arc<TokenKey>,
+    pub(crate) token_keys: Arc<TokenKeys>,
     pub(crate) registry: Registry,
     pub(crate) clock: Clock,
     /// A build that goes on holds a permit.

@@ -24,7 +24,7 @@ use api::{
     },
     page::PageRequest,
     size::Size,
-    token::TokenKey,
+    token::TokenKeys,
 };
 
 pub(crate) use self::host::{Call, TestHost};
@@ -106,9 +106,9 @@ impl Fixture {
     }
 
     pub(crate) async fn start(&mut self) {
-        let key = Arc::new(TokenKey::new(uuid::Uuid::from_u128(1), [1; 32]));
+        let keys = Arc::new(TokenKeys::single(uuid::Uuid::from_u128(1), [1; 32]));
         let clock = Clock::of_boot(self.boot, self.set_forward_ms);
-        let control = Control::open_by(clock, self.config.clone(), &self.database(), self.host.clone(), key).await;
+        let control = Control::open_by(clock, self.config.clone(), &self.database(), self.host.clone(), keys).await;
         self.control = Some(control.expect("control opens"));
     }
 

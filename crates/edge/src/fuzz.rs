@@ -9,7 +9,7 @@ use api::{
     directory::Behind,
     ids::{EndpointId, MicrovmId},
     size::Size,
-    token::{Claims, Grant, Ports, TokenKey},
+    token::{Claims, Grant, Ports, TokenKeys},
 };
 use bolero::TypeGenerator;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header};
@@ -26,12 +26,12 @@ const ENDPOINT: &str = "00000000-0000-4000-8000-000000000001";
 const MICROVM: &str = "microvm-00000000-0000-4000-8000-000000000002";
 const PORT: u16 = 8081;
 
-static KEY: LazyLock<TokenKey> = LazyLock::new(|| TokenKey::new(Uuid::from_u128(7), [9; 32]));
+static KEYS: LazyLock<TokenKeys> = LazyLock::new(|| TokenKeys::single(Uuid::from_u128(7), [9; 32]));
 
 /// The only one that opens anything, and only this endpoint and port.
 static TOKEN: LazyLock<String> = LazyLock::new(|| {
     let grant = Grant::Http(Ports::from_ranges(vec![(PORT, PORT)]));
-    KEY.seal(&Claims { microvm_id: microvm(), grant, expires_unix: 1000 })
+    KEYS.seal(&Claims { microvm_id: microvm(), grant, expires_unix: 1000 })
 });
 
 fn microvm() -> MicrovmId {
@@ -216,7 +216,7 @@ fn a_head_lets_nobody_in_but_with_the_token() {
         }
 
         let behind = Behind { microvm: microvm(), size: Size::DEFAULT, http: true, shell: true };
-        let admitted = route::authenticate(&target, &KEY, 999)
+        let admitted = route::authenticate(&target, &KEYS, 999)
             .and_then(|(claims, found)| route::admit(&claims, (found == endpoint()).then_some(behind), &target));
         let Ok((_, to)) = admitted else { return };
         assert_eq!((to, target.port, target.endpoint), (To::App, PORT, Some(endpoint())));
@@ -339,6 +339,6 @@ fn a_token_may_be_anything() {
             }
         }
         let token = String::from_utf8_lossy(&token);
-        assert_eq!(KEY.open(&token).is_ok(), token == TOKEN.as_str(), "{token}");
+        assert_eq!(KEYS.open(&token).is_ok(), token == TOKEN.as_str(), "{token}");
     });
 }

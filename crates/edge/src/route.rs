@@ -9,7 +9,7 @@
 use api::{
     directory::Behind,
     ids::EndpointId,
-    token::{Claims, Grant, TokenError, TokenKey},
+    token::{Claims, Grant, TokenError, TokenKeys},
 };
 use http::{HeaderMap, HeaderName, Method, Uri, Version, header, uri::Authority};
 
@@ -161,8 +161,8 @@ pub(crate) fn read<'h>(
 }
 
 /// Opens the token and names the endpoint that it must be good for. `now` is in seconds since the Unix epoch.
-pub(crate) fn authenticate(target: &Target<'_>, key: &TokenKey, now: u64) -> Result<(Claims, EndpointId), Refusal> {
-    let claims = key.open(target.token).map_err(|error| match error {
+pub(crate) fn authenticate(target: &Target<'_>, keys: &TokenKeys, now: u64) -> Result<(Claims, EndpointId), Refusal> {
+    let claims = keys.open(target.token).map_err(|error| match error {
         TokenError::Malformed => Refusal::MissingAuthentication,
         TokenError::Forged => Refusal::AuthenticationFailed("it was not made here"),
     })?;
@@ -293,15 +293,15 @@ mod tests {
 
     #[test]
     fn expiry_is_the_first_second_that_is_refused() {
-        let key = TokenKey::new(Uuid::from_u128(1), [1; 32]);
-        let token = key.seal(&claims(Grant::Shell));
+        let keys = TokenKeys::single(Uuid::from_u128(1), [1; 32]);
+        let token = keys.seal(&claims(Grant::Shell));
         let target = target(80, false, &token);
-        assert!(authenticate(&target, &key, 999).is_ok());
-        assert!(matches!(authenticate(&target, &key, 1000), Err(Refusal::AuthenticationFailed(_))));
+        assert!(authenticate(&target, &keys, 999).is_ok());
+        assert!(matches!(authenticate(&target, &keys, 1000), Err(Refusal::AuthenticationFailed(_))));
         let nowhere = Target { endpoint: None, ..target };
-        assert!(matches!(authenticate(&nowhere, &key, 0), Err(Refusal::AuthenticationFailed(_))));
+        assert!(matches!(authenticate(&nowhere, &keys, 0), Err(Refusal::AuthenticationFailed(_))));
         let garbage = Target { token: "x", ..target };
-        assert!(matches!(authenticate(&garbage, &key, 0), Err(Refusal::MissingAuthentication)));
+        assert!(matches!(authenticate(&garbage, &keys, 0), Err(Refusal::MissingAuthentication)));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use api::{
     directory::{Dialer, Directory},
-    token::TokenKey,
+    token::TokenKeys,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -63,7 +63,7 @@ pub(crate) struct Shared {
     pub(crate) tls: TlsAcceptor,
     pub(crate) directory: Arc<dyn Directory>,
     pub(crate) dialer: Arc<dyn Dialer>,
-    pub(crate) keys: Arc<TokenKey>,
+    pub(crate) keys: Arc<TokenKeys>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) apps: Apps,
     pub(crate) app_tls: AppTls,
@@ -107,7 +107,7 @@ impl Edge {
         tls: Arc<rustls::ServerConfig>,
         directory: Arc<dyn Directory>,
         dialer: Arc<dyn Dialer>,
-        keys: Arc<TokenKey>,
+        keys: Arc<TokenKeys>,
     ) -> Self {
         let limits = &config.limits;
         let pool = Pool::new(limits.upstream_idle, limits.upstream_idle_per_port, limits.upstream_idle_total);

@@ -3,7 +3,9 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -15,6 +17,9 @@ use control::{Lifecycle, Quotas, http::Throttles};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{AssetArguments, DataArguments, ServeArguments};
+
+/// How long a key may seal tokens: no shorter than the longest of them lives, which all have to wait for; a year at most.
+const TOKEN_KEY_HOURS: RangeInclusive<u32> = 1..=8760;
 
 /// How guests are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +95,8 @@ pub struct Config {
     pub metrics_address: Option<SocketAddr>,
     /// A certificate of one's own for the endpoints; absent: one of the development authority.
     pub tls: Option<edge::CertificateFiles>,
+    /// Hours that a key seals endpoint tokens, until the next one does.
+    pub token_key_hours: u32,
     /// Endpoints are `<uuid>.lambda-microvm.<region>.<domain>`.
     pub domain: String,
     /// AWS region this server answers as.
@@ -140,6 +147,7 @@ impl Default for Config {
             edge_port: 4443,
             metrics_address: None,
             tls: None,
+            token_key_hours: 24,
             domain: "localhost".into(),
             region: "us-east-1".into(),
             account: "000000000000".into(),
@@ -236,6 +244,10 @@ impl Config {
                 "metrics_address {address} is not on loopback, and has no protection of its own; use 127.0.0.1 or [::1]"
             );
         }
+        if !TOKEN_KEY_HOURS.contains(&self.token_key_hours) {
+            let (min, max) = TOKEN_KEY_HOURS.into_inner();
+            bail!("token_key_hours is {}; it must be from {min} to {max}", self.token_key_hours);
+        }
         self.throttles()?;
         self.edge.check()?;
         self.lifecycle.check()?;
@@ -245,6 +257,11 @@ impl Config {
     /// What network connectors can name.
     pub fn networks(&self) -> Networks {
         Networks { subnets: self.subnets.clone(), security_groups: self.security_groups.clone() }
+    }
+
+    /// How long a key seals tokens.
+    pub fn token_key_period(&self) -> Duration {
+        Duration::from_secs(u64::from(self.token_key_hours) * 3600)
     }
 
     /// The buckets that calls are taken from.
@@ -352,6 +369,8 @@ mod tests {
             (Config { domain: "Not A Domain".into(), ..Config::default() }, "domain"),
             (Config { metrics_address: "0.0.0.0:4590".parse().ok(), ..Config::default() }, "metrics_address"),
             (Config { edge_addresses: vec![], ..Config::default() }, "edge_addresses"),
+            (Config { token_key_hours: 0, ..Config::default() }, "token_key_hours is 0; it must be from 1 to 8760"),
+            (Config { token_key_hours: 8761, ..Config::default() }, "token_key_hours"),
             (
                 Config { lifecycle: Lifecycle { work_cpu_percent: 0, ..Lifecycle::default() }, ..Config::default() },
                 "lifecycle.work_cpu_percent",
@@ -374,6 +393,9 @@ mod tests {
         let error = toml::from_str::<Config>(misspelt).expect_err("a misspelt rule");
         assert!(error.to_string().contains("work_keeps_awaka"), "{error}");
         Config::default().check().expect("the defaults are fine");
+        for token_key_hours in [1, 8760] {
+            Config { token_key_hours, ..Config::default() }.check().expect("within the bounds");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub mod server;
 mod shell;
 mod storage;
 mod tls;
+mod token_keys;
 
 use std::process::ExitCode;
 

@@ -64,7 +64,7 @@ mod tests {
         directory::{AppStream, Behind, DialError, Dialer, Directory, Unavailable},
         ids::{EndpointId, MicrovmId, VmId},
         shell::{Shell, ShellError},
-        token::TokenKey,
+        token::TokenKeys,
     };
     use edge::{Edge, EdgeConfig, Limits};
     use tokio::{
@@ -115,8 +115,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let tls = edge::ca::load_or_create(dir.path(), "x.localhost").unwrap().server_config();
         let config = EdgeConfig { domain_suffix: "x.localhost".to_owned(), limits: Limits::standard() };
-        let key = Arc::new(TokenKey::new(uuid::Uuid::from_u128(1), [1; 32]));
-        let edge = Edge::new(config, tls, Arc::new(Nowhere), Arc::new(Nowhere), key);
+        let keys = Arc::new(TokenKeys::single(uuid::Uuid::from_u128(1), [1; 32]));
+        let edge = Edge::new(config, tls, Arc::new(Nowhere), Arc::new(Nowhere), keys);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let serving = tokio::spawn(serve(listener, edge.metrics()));

@@ -32,8 +32,16 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    access, config::Config, external, gateway::Gateway, metrics, running::Running, s3_access::Gate, storage::Storage,
+    access,
+    config::Config,
+    external,
+    gateway::Gateway,
+    metrics,
+    running::Running,
+    s3_access::Gate,
+    storage::Storage,
     tls::EndpointTls,
+    token_keys::{Keeper, LOOK_EVERY},
 };
 
 /// How long transitions of microVMs may take to finish once the server is to stop.
@@ -104,7 +112,9 @@ where
     let edge_port = edge_listeners[0].local_addr()?.port();
 
     let key = access::local_key(data_dir)?;
-    let token_key = Arc::new(access::token_key(data_dir)?);
+    let sealing_key = access::sealing_key(data_dir)?;
+    let keeper = Keeper::open(data_dir, sealing_key.clone(), config.token_key_period())?;
+    let token_keys = keeper.keys();
     let tls = EndpointTls::open(config)?;
     let storage = Storage::open(data_dir)?;
     tracing::info!(guests = guests.name, because = guests.because, "chosen");
@@ -124,7 +134,7 @@ where
         },
         &data_dir.join("state.db"),
         Arc::clone(&host) as _,
-        Arc::clone(&token_key),
+        Arc::clone(&token_keys),
     )
     .await
     .context("the state cannot be opened")?;
@@ -133,7 +143,7 @@ where
     let root = AccessKey { id: key.access_key_id.clone(), secret: Sensitive::new(key.secret_access_key.clone()) };
     let principals = Principals::new(config.account.clone(), root);
     control
-        .follow_principals(Arc::clone(&principals), access::sealing_key(data_dir)?)
+        .follow_principals(Arc::clone(&principals), sealing_key)
         .await
         .context("users and policies cannot be read")?;
     let audit = Audit::start(data_dir.join("logs/audit.jsonl"), audit::Limits::default());
@@ -155,7 +165,7 @@ where
         tls.server_config()?,
         Arc::clone(&control) as _,
         Arc::clone(&host) as _,
-        token_key,
+        token_keys,
     );
     // It ends with this: what is counted while the server stops is of no use to anybody.
     let _metrics =
@@ -172,6 +182,7 @@ where
         region: config.region.clone(),
     };
     let _following = AbortOnDropHandle::new(tokio::spawn(tls.follow()));
+    let _keeping = AbortOnDropHandle::new(tokio::spawn(keeper.keep(LOOK_EVERY)));
     running.announce(data_dir)?;
     println!("API        {}", running.api_url);
     println!("endpoints  https://<uuid>.{}", endpoint_suffix(config, edge_port));

@@ -7,7 +7,7 @@ use api::{
     ids::{EndpointId, MicrovmId, VmId},
     shell::{Shell, ShellError},
     size::Size,
-    token::{Claims, Grant, Ports, TokenKey},
+    token::{Claims, Grant, Ports, TokenKeys},
 };
 use clap::Args;
 use edge::{Edge, EdgeConfig, Settings, ca};
@@ -77,13 +77,13 @@ pub fn serve(arguments: &Arguments) -> anyhow::Result<()> {
         vm: VmId::random(),
         upstream: arguments.upstream,
     });
-    let key = Arc::new(TokenKey::new(Uuid::new_v4(), rand::rng().random()));
+    let keys = Arc::new(TokenKeys::single(Uuid::new_v4(), rand::rng().random()));
     let grant = Grant::Http(Ports::all());
-    let token = key.seal(&Claims { microvm_id: only.microvm, grant, expires_unix: LATE });
+    let token = keys.seal(&Claims { microvm_id: only.microvm, grant, expires_unix: LATE });
     let (limits, _) = Settings::default().limits(u64::MAX);
     let config = EdgeConfig { domain_suffix: DOMAIN.to_owned(), limits };
     let host = format!("{}.{DOMAIN}", only.endpoint);
-    let edge = Edge::new(config, ca.server_config(), Arc::clone(&only) as _, only, key);
+    let edge = Edge::new(config, ca.server_config(), Arc::clone(&only) as _, only, keys);
     tokio::runtime::Runtime::new()?.block_on(async {
         let edge = edge.bind(&[([127, 0, 0, 1], 0).into()]).await?;
         let port = edge.local_addresses()[0].port();

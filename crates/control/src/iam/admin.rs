@@ -223,7 +223,7 @@ impl Admin {
                 user.name
             )));
         }
-        let sealed_secret = self.key.seal(&id, &user.id, &secret)?;
+        let sealed_secret = self.key.seal_secret(&id, &user.id, &secret)?;
         let made = KeyRecord { id: id.clone(), user_id: user.id, sealed_secret, active: true, created_at: now() };
         rows::insert_key(&mut transaction, &made).await?;
         let done = ("key create", "iam:CreateAccessKey");

@@ -54,7 +54,7 @@ async fn picture(store: &Store, key: &SealingKey) -> Result<Picture, StoreError>
         .filter(|record| record.active)
         .filter_map(|record| {
             let user = users.get(&record.user_id)?;
-            let Some(secret) = key.open(&record.id, &record.user_id, &record.sealed_secret) else {
+            let Some(secret) = key.open_secret(&record.id, &record.user_id, &record.sealed_secret) else {
                 error!(key = record.id, "the secret of an access key cannot be opened; the key is good for nothing");
                 return None;
             };

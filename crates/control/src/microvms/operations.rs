@@ -326,5 +326,5 @@ fn living(shared: &Shared, identifier: &str) -> Result<Arc<Handle>, ServiceError
 fn sealed(shared: &Shared, handle: &Handle, grant: Grant, lifetime: Duration) -> CreateMicrovmAuthTokenResponse {
     let now = u64::try_from(shared.now() / 1000).unwrap_or(0);
     let claims = Claims { microvm_id: handle.microvm_id, grant, expires_unix: now + lifetime.as_secs() };
-    CreateMicrovmAuthTokenResponse::new(shared.token_key.seal(&claims))
+    CreateMicrovmAuthTokenResponse::new(shared.token_keys.seal(&claims))
 }

@@ -15,7 +15,7 @@ use api::{
     },
     page::PageRequest,
     sensitive::Sensitive,
-    token::{Grant, TokenKey},
+    token::{Grant, TokenKeys},
 };
 
 use crate::{
@@ -260,7 +260,7 @@ async fn tokens_wake_nothing_and_the_dead_get_none() {
     let mint = async || fixture.control().create_microvm_auth_token(&fixture.caller, request()).await;
     let answer = mint().await.unwrap();
     let token = answer.auth_token["X-aws-proxy-auth"].expose();
-    assert_eq!(fixture.control().shared.token_key.open(token).unwrap().microvm_id, id);
+    assert_eq!(fixture.control().shared.token_keys.open(token).unwrap().microvm_id, id);
     assert_eq!(fixture.state(&id).await, State::Suspended);
     fixture.terminate(&id).await.unwrap();
     assert!(matches!(mint().await, Err(ServiceError::Validation { .. })));
@@ -385,7 +385,7 @@ async fn a_shell_token_needs_its_connector() {
     assert_eq!(token(Some(vec![shell.clone(), all])).await.unwrap_err(), catalogue::shell_with_all_ingress());
     let made = token(Some(vec![shell, connector(ManagedConnector::HttpIngress)])).await.unwrap();
     let sealed = made.auth_token[AUTH_TOKEN_HEADER].expose();
-    let claims = TokenKey::new(uuid::Uuid::from_u128(1), [1; 32]).open(sealed).unwrap();
+    let claims = TokenKeys::single(uuid::Uuid::from_u128(1), [1; 32]).open(sealed).unwrap();
     assert_eq!(claims.grant, Grant::Shell);
     let request = CreateMicrovmShellAuthTokenRequest { microvm_identifier: "x".into(), expiration_in_minutes: 61 };
     let late = fixture.control().create_microvm_shell_auth_token(&fixture.caller, request).await.unwrap_err();

@@ -3,7 +3,7 @@
 use api::{
     directory::Unavailable,
     ids::MicrovmId,
-    token::{Claims, Grant, Ports, TokenKey},
+    token::{Claims, Grant, Ports, TokenKey, TokenKeys},
 };
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -44,9 +44,9 @@ async fn nobody_without_the_right_token_gets_in_or_wakes_anything() {
         ("another microVM's", Claims { microvm_id: MicrovmId::random(), ..good.clone() }),
     ];
     for (what, claims) in cases {
-        assert_eq!(with_token(&world, &world.key.seal(&claims)).await, failed, "{what}");
+        assert_eq!(with_token(&world, &world.keys.seal(&claims)).await, failed, "{what}");
     }
-    let forged = TokenKey::new(uuid::Uuid::new_v4(), [7; 32]).seal(&good);
+    let forged = TokenKeys::single(uuid::Uuid::new_v4(), [7; 32]).seal(&good);
     assert_eq!(with_token(&world, &forged).await, failed);
 
     for host in [format!("{}.{SUFFIX}", uuid::Uuid::new_v4()), format!("nobody.{SUFFIX}")] {
@@ -58,9 +58,24 @@ async fn nobody_without_the_right_token_gets_in_or_wakes_anything() {
     let other_port = world.request("GET", "/").header("x-aws-proxy-port", "9000").body(empty()).unwrap();
     assert_eq!(status_and_body(world.send(other_port).await).await, (403, "Access to port denied".to_owned()));
     let narrow = Claims { grant: Grant::Http(Ports::from_ranges(vec![(8001, 8001)])), ..good };
-    assert_eq!(with_token(&world, &world.key.seal(&narrow)).await, (403, "Access to port denied".to_owned()));
+    assert_eq!(with_token(&world, &world.keys.seal(&narrow)).await, (403, "Access to port denied".to_owned()));
 
     assert_eq!((world.wakes(), world.dials(), app.requests()), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn a_token_is_good_for_as_long_as_its_key_is_there() {
+    let world = World::new().await;
+    let app = App::mirror().await;
+    world.place(8080, &app);
+    let key = |id: u8| TokenKey::new(uuid::Uuid::from_u128(id.into()), [id; 32]);
+    world.keys.replace(key(1), vec![]);
+    let old = world.token();
+    for (older, status) in [(vec![key(1)], 200), (vec![], 403)] {
+        world.keys.replace(key(2), older);
+        assert_eq!(with_token(&world, &old).await.0, status);
+        assert_eq!(world.get("/").await.status(), 200, "the newest");
+    }
 }
 
 #[tokio::test]

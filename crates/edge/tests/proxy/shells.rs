@@ -32,7 +32,7 @@ type Client = WebSocketStream<TlsStream<TcpStream>>;
 const SOON: Duration = Duration::from_secs(10);
 
 fn shell_token(world: &World) -> String {
-    world.key.seal(&Claims { grant: Grant::Shell, ..world.claims() })
+    world.keys.seal(&Claims { grant: Grant::Shell, ..world.claims() })
 }
 
 /// A handshake with these offers beside those that carry the token.
@@ -159,8 +159,8 @@ async fn each_kind_of_token_opens_its_own() {
     let failed = || (403, "Token authentication failed".to_owned());
     for (what, token, answer) in [
         ("an ordinary token", world.token(), failed()),
-        ("another microVM's", world.key.seal(&other), failed()),
-        ("an expired one", world.key.seal(&expired), failed()),
+        ("another microVM's", world.keys.seal(&other), failed()),
+        ("an expired one", world.keys.seal(&expired), failed()),
         ("none", "nonsense".to_owned(), (403, "Request missing authentication".to_owned())),
     ] {
         assert_eq!(refused(handshake(&world, "/shell", &token, "").await), answer, "{what}");

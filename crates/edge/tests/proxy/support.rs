@@ -15,7 +15,7 @@ use api::{
     ids::{EndpointId, MicrovmId, VmId},
     shell::{FromShell, Shell, ShellError, Showing, ToShell, Typing},
     size::Size,
-    token::{Claims, Grant, Ports, TokenKey},
+    token::{Claims, Grant, Ports, TokenKeys},
 };
 use bytes::Bytes;
 use edge::{Drained, Edge, EdgeConfig, Limits};
@@ -182,7 +182,7 @@ impl Showing for Screen {
 pub struct World {
     pub directory: Arc<OneMicrovm>,
     pub ground: Arc<Ground>,
-    pub key: Arc<TokenKey>,
+    pub keys: Arc<TokenKeys>,
     pub address: SocketAddr,
     pub metrics: edge::Metrics,
     pub ca: tempfile::TempDir,
@@ -211,18 +211,18 @@ impl World {
         });
         let ground = Arc::new(Ground::default());
         ground.vms.lock().unwrap().push(vm);
-        let key = Arc::new(TokenKey::new(uuid::Uuid::new_v4(), [7; 32]));
+        let keys = Arc::new(TokenKeys::single(uuid::Uuid::new_v4(), [7; 32]));
         let mut limits = Limits::standard();
         change(&mut limits);
         let config = EdgeConfig { domain_suffix: SUFFIX.to_owned(), limits };
-        let edge = Edge::new(config, tls, Arc::clone(&directory) as _, Arc::clone(&ground) as _, Arc::clone(&key));
+        let edge = Edge::new(config, tls, Arc::clone(&directory) as _, Arc::clone(&ground) as _, Arc::clone(&keys));
         let metrics = edge.metrics();
         let bound = edge.bind(&["127.0.0.1:0".parse().unwrap()]).await.unwrap();
         let address = bound.local_addresses()[0];
         let shutdown = CancellationToken::new();
         let serving = Some(tokio::spawn(bound.serve(shutdown.clone())));
         let end = shutdown.clone().drop_guard();
-        Self { directory, ground, key, address, metrics, ca, shutdown, serving, _end: end }
+        Self { directory, ground, keys, address, metrics, ca, shutdown, serving, _end: end }
     }
 
     pub fn host(&self) -> String {
@@ -273,7 +273,7 @@ impl World {
     }
 
     pub fn token(&self) -> String {
-        self.key.seal(&self.claims())
+        self.keys.seal(&self.claims())
     }
 
     pub fn request(&self, method: &str, path: &str) -> http::request::Builder {

@@ -12,7 +12,7 @@ use api::{
     directory::Dialer,
     host::{ArtifactError, ArtifactSource, Host, Layout},
     ids::MicrovmId,
-    token::{Claims, Grant, Ports, TokenKey},
+    token::{Claims, Grant, Ports, TokenKeys},
 };
 use bytes::Bytes;
 use control::{Control, ControlConfig, Gauge, Simulation, auth::Caller};
@@ -71,7 +71,7 @@ pub struct Server {
     pub control: Arc<Control>,
     host: Arc<LocalHost>,
     edge: Arc<Edge>,
-    key: Arc<TokenKey>,
+    keys: Arc<TokenKeys>,
     pub caller: Caller,
 }
 
@@ -124,18 +124,19 @@ impl Server {
         let now = Arc::clone(world);
         let simulation = Simulation { now: Arc::new(move || now.now()), gauge };
         let config = ControlConfig { simulation: Some(simulation), ..ControlConfig::default() };
-        let key = Arc::new(TokenKey::new(Uuid::from_u128(1), [1; 32]));
+        let keys = Arc::new(TokenKeys::single(Uuid::from_u128(1), [1; 32]));
         let caller = Caller::root(&config.account, &config.region, "key");
         let (path, on) = (database_dir(&world.data, life).join("state.db"), Arc::clone(&host) as Arc<dyn Host>);
-        let control = Control::open(config, &path, on, Arc::clone(&key)).await.map_err(|error| format!("{error:?}"))?;
+        let control =
+            Control::open(config, &path, on, Arc::clone(&keys)).await.map_err(|error| format!("{error:?}"))?;
         let edge = Edge::new(
             EdgeConfig { domain_suffix: DOMAIN.to_owned(), limits: Limits::standard() },
             tls(),
             Arc::clone(&control) as _,
             Arc::clone(&host) as Arc<dyn Dialer>,
-            Arc::clone(&key),
+            Arc::clone(&keys),
         );
-        Ok(Self { control, host, edge: Arc::new(edge), key, caller })
+        Ok(Self { control, host, edge: Arc::new(edge), keys, caller })
     }
 
     /// Stops in good order.
@@ -146,7 +147,7 @@ impl Server {
 
     /// A client that can send requests on its own.
     pub fn client(&self) -> Client {
-        Client { edge: Arc::clone(&self.edge), key: Arc::clone(&self.key) }
+        Client { edge: Arc::clone(&self.edge), keys: Arc::clone(&self.keys) }
     }
 }
 
@@ -154,7 +155,7 @@ impl Server {
 #[derive(Clone)]
 pub struct Client {
     edge: Arc<Edge>,
-    key: Arc<TokenKey>,
+    keys: Arc<TokenKeys>,
 }
 
 impl Client {
@@ -170,7 +171,7 @@ impl Client {
         let label = endpoint.split('.').next().unwrap_or_default();
         let request = Request::post(path)
             .header("host", format!("{label}.{DOMAIN}"))
-            .header("x-aws-proxy-auth", self.key.seal(&claims))
+            .header("x-aws-proxy-auth", self.keys.seal(&claims))
             .body(Full::new(Bytes::new()))
             .map_err(|error| error.to_string())?;
         let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
