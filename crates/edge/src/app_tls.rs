@@ -14,7 +14,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::{certificates::provider, route};
+use crate::{route, served::provider};
 
 /// The protocols to offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,9 +12,7 @@
 
 use std::{
     fs, io,
-    io::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -23,7 +21,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, NameConstraints, SerialNumber,
 };
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, DnsName, PrivateKeyDer, pem::PemObject};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -33,7 +31,10 @@ use x509_parser::{
     prelude::FromDer,
 };
 
-use crate::certificates;
+use crate::{
+    files,
+    served::{self, ServedCertificate, Valid},
+};
 
 /// An authority's life: longer than the machine's.
 const CA_DAYS: i64 = 3650;
@@ -101,6 +102,7 @@ pub enum CaError {
 #[derive(Debug)]
 pub struct DevCa {
     ca_path: PathBuf,
+    served: Arc<ServedCertificate>,
     server_config: Arc<rustls::ServerConfig>,
 }
 
@@ -111,7 +113,13 @@ impl DevCa {
         &self.ca_path
     }
 
-    /// TLS for the endpoints, `localhost`, and the loopback addresses.
+    /// The server's certificate: for the endpoints and `localhost`.
+    #[must_use]
+    pub fn served(&self) -> Arc<ServedCertificate> {
+        Arc::clone(&self.served)
+    }
+
+    /// TLS with it.
     #[must_use]
     pub fn server_config(&self) -> Arc<rustls::ServerConfig> {
         Arc::clone(&self.server_config)
@@ -160,16 +168,18 @@ pub fn load_or_create(dir: &Path, domain_suffix: &str) -> Result<DevCa, CaError>
             pem
         }
     };
-    let server_config = server_config(&server_pem).map_err(|source| CaError::Use { path: server_path, source })?;
-    Ok(DevCa { ca_path, server_config })
+    let unusable = |source| CaError::Use { path: server_path.clone(), source };
+    let served = ServedCertificate::new(certified(&server_pem).map_err(unusable)?);
+    let server_config = served.server_config().map_err(unusable)?;
+    Ok(DevCa { ca_path, served, server_config })
 }
 
-fn server_config(pem: &str) -> Result<Arc<rustls::ServerConfig>, rustls::Error> {
+fn certified(pem: &str) -> Result<Valid, rustls::Error> {
     let unreadable = |error: rustls_pki_types::pem::Error| rustls::Error::General(error.to_string());
     let chain = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
     let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(unreadable)?;
-    let certified = CertifiedKey::from_der(chain, key, &certificates::provider())?;
-    certificates::serving(Arc::new(SingleCertAndKey::from(certified)))
+    let certified = CertifiedKey::from_der(chain, key, &served::provider())?;
+    Valid::new(certified).ok_or(rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding))
 }
 
 fn ca_params(key: &KeyPair, suffix: &str, now: OffsetDateTime) -> CertificateParams {
@@ -278,7 +288,8 @@ fn load_or_create_key(path: &Path) -> Result<KeyPair, CaError> {
         return KeyPair::from_pem(&pem).map_err(unreadable);
     }
     let key = KeyPair::generate().map_err(|source| CaError::Sign { what: "authority", source })?;
-    let draft = write_draft(path, 0o600, key.serialize_pem().as_bytes())?;
+    let draft = files::write_draft(path, 0o600, key.serialize_pem().as_bytes())
+        .map_err(|source| file_error("write", path, source))?;
     // A link, unlike a rename, does not replace: of two processes that start at once, both use the first one's key.
     let linked = fs::hard_link(&draft, path);
     fs::remove_file(&draft).map_err(|source| file_error("remove", &draft, source))?;
@@ -304,31 +315,8 @@ fn read(path: &Path) -> Result<Option<String>, CaError> {
     fs::read_to_string(path).map(Some).map_err(|source| file_error("read", path, source))
 }
 
-/// Writes a file whole, then renames it.
 fn replace(path: &Path, mode: u32, content: &[u8]) -> Result<(), CaError> {
-    let draft = write_draft(path, mode, content)?;
-    fs::rename(&draft, path).map_err(|source| file_error("replace", path, source))
-}
-
-fn write_draft(path: &Path, mode: u32, content: &[u8]) -> Result<PathBuf, CaError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}", Uuid::new_v4()));
-    let draft = path.with_file_name(name);
-    let write = || -> io::Result<()> {
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&draft)?;
-        // The mode at opening is cut by the umask, and everybody may read the authority's certificate.
-        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
-        file.write_all(content)?;
-        file.sync_all()
-    };
-    match write() {
-        Ok(()) => Ok(draft),
-        Err(source) => {
-            // What is left of it would only puzzle people; that it may not be removable either is no second error.
-            let _ = fs::remove_file(&draft);
-            Err(file_error("write", &draft, source))
-        }
-    }
+    files::replace(path, mode, content).map_err(|source| file_error("replace", path, source))
 }
 
 fn file_error(operation: &'static str, path: &Path, source: io::Error) -> CaError {

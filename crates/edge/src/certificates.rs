@@ -8,19 +8,15 @@ use std::{
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rustls::{
-    client::verify_server_name,
-    crypto::CryptoProvider,
-    server::{ClientHello, ParsedCertificate, ResolvesServerCert},
-    sign::CertifiedKey,
-};
+use rustls::{client::verify_server_name, server::ParsedCertificate, sign::CertifiedKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem, pem::PemObject};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use x509_parser::{certificate::X509Certificate, prelude::FromDer};
+
+use crate::served::{self, ServedCertificate, Valid};
 
 /// No chain or key is larger; whatever is, is the wrong file.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
@@ -107,21 +103,21 @@ pub enum CertificateError {
     },
 }
 
-/// The certificate that is served.
+/// The files, and what is served of them.
 #[derive(Debug)]
 pub struct Certificates {
     files: CertificateFiles,
     suffix: String,
-    served: RwLock<Arc<CertifiedKey>>,
+    served: Arc<ServedCertificate>,
     /// What was in the files when they were last looked at, good or not.
     seen: Mutex<Contents>,
 }
 
 /// What is in the two files.
 #[derive(PartialEq, Eq)]
-struct Contents {
-    certificate: Vec<u8>,
-    key: Vec<u8>,
+pub(crate) struct Contents {
+    pub(crate) certificate: Vec<u8>,
+    pub(crate) key: Vec<u8>,
 }
 
 impl std::fmt::Debug for Contents {
@@ -137,7 +133,7 @@ impl Certificates {
         let suffix = domain_suffix.trim_matches('.').to_ascii_lowercase();
         let seen = Contents::read(&files)?;
         let served = seen.parse(&files, &suffix, OffsetDateTime::now_utc())?;
-        Ok(Arc::new(Self { files, suffix, served: RwLock::new(Arc::new(served)), seen: Mutex::new(seen) }))
+        Ok(Arc::new(Self { files, suffix, served: ServedCertificate::new(served), seen: Mutex::new(seen) }))
     }
 
     /// Looks at the files; whether there was something new in them, and it is served from now on. An error is told once for
@@ -150,13 +146,14 @@ impl Certificates {
         }
         *seen = now;
         let served = seen.parse(&self.files, &self.suffix, OffsetDateTime::now_utc())?;
-        *self.served.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(served);
+        self.served.replace(served);
         Ok(true)
     }
 
-    /// TLS that serves them.
-    pub fn server_config(self: &Arc<Self>) -> Result<Arc<rustls::ServerConfig>, rustls::Error> {
-        serving(Arc::clone(self) as _)
+    /// What is served.
+    #[must_use]
+    pub fn served(&self) -> Arc<ServedCertificate> {
+        Arc::clone(&self.served)
     }
 
     // What is behind it is replaced in one step, so a poisoned lock is still good.
@@ -165,23 +162,18 @@ impl Certificates {
     }
 }
 
-impl ResolvesServerCert for Certificates {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.served.read().unwrap_or_else(PoisonError::into_inner)))
-    }
-}
-
 impl Contents {
     fn read(files: &CertificateFiles) -> Result<Self, CertificateError> {
         Ok(Self { certificate: read(&files.certificate)?, key: read(&files.key)? })
     }
 
-    fn parse(
+    /// What can be served of it; its errors name the files.
+    pub(crate) fn parse(
         &self,
         files: &CertificateFiles,
         suffix: &str,
         now: OffsetDateTime,
-    ) -> Result<CertifiedKey, CertificateError> {
+    ) -> Result<Valid, CertificateError> {
         let CertificateFiles { certificate: path, key: key_path } = files;
         let not_in = |what, path: &Path| {
             let path = path.to_owned();
@@ -195,12 +187,11 @@ impl Contents {
         };
         let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(not_in("private key", key_path))?;
         let pair = |source| CertificateError::Pair { certificate: path.clone(), key: key_path.clone(), source };
-        let certified = CertifiedKey::from_der(chain, key, &provider()).map_err(pair)?;
+        let certified = CertifiedKey::from_der(chain, key, &served::provider()).map_err(pair)?;
 
         let malformed = || CertificateError::Malformed { path: path.clone() };
-        let (_, certificate) = X509Certificate::from_der(&first).map_err(|_| malformed())?;
-        let (from, to) = (certificate.validity().not_before, certificate.validity().not_after);
-        let (from, to) = (from.to_datetime(), to.to_datetime());
+        let valid = Valid::new(certified).ok_or_else(malformed)?;
+        let (from, to) = (valid.from, valid.to);
         if now < from || now > to {
             return Err(CertificateError::Time { path: path.clone(), from, to });
         }
@@ -211,7 +202,7 @@ impl Contents {
             suffix: suffix.to_owned(),
             source,
         })?;
-        Ok(certified)
+        Ok(valid)
     }
 }
 
@@ -224,21 +215,6 @@ fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
         return Err(CertificateError::TooLarge { path: path.to_owned() });
     }
     Ok(content)
-}
-
-/// TLS for clients, with whichever certificate this says.
-pub(crate) fn serving(certificates: Arc<dyn ResolvesServerCert>) -> Result<Arc<rustls::ServerConfig>, rustls::Error> {
-    let mut config = rustls::ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_cert_resolver(certificates);
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
-}
-
-/// Named rather than the process's default, so that it does not matter who else links which provider.
-pub(crate) fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ fn good() -> (String, String) {
 }
 
 fn served(certificates: &Certificates) -> Vec<u8> {
-    certificates.served.read().unwrap().cert[0].to_vec()
+    certificates.served.current().key.cert[0].to_vec()
 }
 
 #[test]

@@ -19,6 +19,8 @@
 pub mod ca;
 mod certificates;
 mod config;
+mod files;
+mod served;
 mod server;
 mod settings;
 
@@ -54,5 +56,6 @@ mod websocket;
 pub use certificates::{CertificateError, CertificateFiles, Certificates};
 pub use config::{EdgeConfig, Limits, NEVER, PerMicrovm};
 pub use metrics::Metrics;
+pub use served::ServedCertificate;
 pub use server::{BindError, BoundEdge, Drained, Edge};
 pub use settings::{Settings, SettingsError};

@@ -141,7 +141,7 @@ impl Edge {
     /// What is counted, while it serves.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        Metrics(Arc::clone(&self.shared))
+        Metrics { shared: Arc::clone(&self.shared), certificate: None }
     }
 
     /// Serves one HTTP/1.1 connection that was accepted elsewhere and is plain by now, until it ends: for whoever has a way in of

@@ -113,17 +113,19 @@ mod tests {
     #[tokio::test]
     async fn what_is_counted_is_read_at_its_path_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let tls = edge::ca::load_or_create(dir.path(), "x.localhost").unwrap().server_config();
+        let ca = edge::ca::load_or_create(dir.path(), "x.localhost").unwrap();
         let config = EdgeConfig { domain_suffix: "x.localhost".to_owned(), limits: Limits::standard() };
         let keys = Arc::new(TokenKeys::single(uuid::Uuid::from_u128(1), [1; 32]));
-        let edge = Edge::new(config, tls, Arc::new(Nowhere), Arc::new(Nowhere), keys);
+        let edge = Edge::new(config, ca.server_config(), Arc::new(Nowhere), Arc::new(Nowhere), keys);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serving = tokio::spawn(serve(listener, edge.metrics()));
+        let serving = tokio::spawn(serve(listener, edge.metrics().with_certificate(ca.served())));
         let answer = ask(address, "/metrics").await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         assert!(answer.contains("\r\ncontent-type: text/plain; version=0.0.4"), "{answer}");
         assert!(answer.contains("\npilotlight_edge_connections 0\n"), "{answer}");
+        let expires = ca.served().expires().unix_timestamp();
+        assert!(answer.contains(&format!("\npilotlight_edge_certificate_expires_seconds {expires}\n")), "{answer}");
         assert!(ask(address, "/").await.starts_with("HTTP/1.1 404 "));
         serving.abort();
     }

@@ -162,14 +162,15 @@ where
     };
     let edge = Edge::new(
         EdgeConfig { domain_suffix: config.endpoint_suffix(), limits: edge_limits(config) },
-        tls.server_config()?,
+        tls.served().server_config().context("TLS cannot be served")?,
         Arc::clone(&control) as _,
         Arc::clone(&host) as _,
         token_keys,
     );
     // It ends with this: what is counted while the server stops is of no use to anybody.
+    let counted = edge.metrics().with_certificate(tls.served());
     let _metrics =
-        metrics_listener.map(|listener| AbortOnDropHandle::new(tokio::spawn(metrics::serve(listener, edge.metrics()))));
+        metrics_listener.map(|listener| AbortOnDropHandle::new(tokio::spawn(metrics::serve(listener, counted))));
     let edge = edge.listen_on(edge_listeners)?;
     let api = tokio::spawn(gateway.serve(api_listener, stop.clone()));
     let edge = tokio::spawn(edge.serve(stop.clone()));

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context;
 use edge::{
-    Certificates,
+    Certificates, ServedCertificate,
     ca::{self, DevCa},
 };
 
@@ -18,8 +18,13 @@ use crate::config::Config;
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// Where the certificate is from.
-pub enum EndpointTls {
+/// The certificate, and where it is from.
+pub struct EndpointTls {
+    served: Arc<ServedCertificate>,
+    source: Source,
+}
+
+enum Source {
     /// The development authority.
     Development(DevCa),
     /// Files.
@@ -31,35 +36,35 @@ impl EndpointTls {
     pub fn open(config: &Config) -> anyhow::Result<Self> {
         let suffix = config.endpoint_suffix();
         Ok(match &config.tls {
-            None => Self::Development(
-                ca::load_or_create(&directory(&config.data_dir), &suffix)
-                    .context("the development certificate authority cannot be made")?,
-            ),
-            Some(files) => Self::Files(
-                Certificates::load(files.clone(), &suffix).context("tls.certificate and tls.key cannot be used")?,
-            ),
+            None => {
+                let ca = ca::load_or_create(&directory(&config.data_dir), &suffix)
+                    .context("the development certificate authority cannot be made")?;
+                Self { served: ca.served(), source: Source::Development(ca) }
+            }
+            Some(files) => {
+                let files =
+                    Certificates::load(files.clone(), &suffix).context("tls.certificate and tls.key cannot be used")?;
+                Self { served: files.served(), source: Source::Files(files) }
+            }
         })
     }
 
-    /// For the edge.
-    pub fn server_config(&self) -> anyhow::Result<Arc<rustls::ServerConfig>> {
-        match self {
-            Self::Development(ca) => Ok(ca.server_config()),
-            Self::Files(certificates) => certificates.server_config().context("TLS cannot be served"),
-        }
+    /// What the edge serves.
+    pub fn served(&self) -> Arc<ServedCertificate> {
+        Arc::clone(&self.served)
     }
 
     /// What clients have to trust, if that is nothing they would anyway.
     pub fn ca_path(&self) -> Option<PathBuf> {
-        match self {
-            Self::Development(ca) => Some(ca.ca_path().to_owned()),
-            Self::Files(_) => None,
+        match &self.source {
+            Source::Development(ca) => Some(ca.ca_path().to_owned()),
+            Source::Files(_) => None,
         }
     }
 
     /// Takes over what is renewed, for as long as it is polled.
     pub async fn follow(self) -> Infallible {
-        let Self::Files(certificates) = self else { return std::future::pending().await };
+        let Source::Files(certificates) = self.source else { return std::future::pending().await };
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let looking = Arc::clone(&certificates);
