@@ -4,16 +4,24 @@ use std::io::{self, Write};
 
 use anyhow::{Context, bail};
 
-use crate::{cli::CaArguments, config::Config, tls};
+use crate::{
+    cli::CaArguments,
+    config::{Config, Tls, TlsSource},
+    tls,
+};
 
 /// Prints what to do, or the certificate itself.
 pub fn print(arguments: &CaArguments) -> anyhow::Result<()> {
     let config = Config::load_data(&arguments.data)?;
-    if let Some(files) = &config.tls {
+    let served = match config.tls.as_ref().map(Tls::source).transpose()? {
+        None => None,
+        Some(TlsSource::Files(files)) => Some(format!("the certificate in {}", files.certificate.display())),
+        Some(TlsSource::Acme(acme)) => Some(format!("a certificate from {}", acme.directory)),
+    };
+    if let Some(served) = served {
         bail!(
-            "the endpoints serve the certificate in {}, as the configuration's tls says, and not one of the development \
-             authority: clients have to trust whoever signed it",
-            files.certificate.display()
+            "the endpoints serve {served}, as the configuration's tls says, and not one of the development authority: clients \
+             have to trust whoever signed it"
         );
     }
     let path = tls::ca_path(&config.data_dir);

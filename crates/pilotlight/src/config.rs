@@ -14,6 +14,7 @@ use api::{
     sensitive::Sensitive,
 };
 use control::{Lifecycle, Quotas, http::Throttles};
+use edge::{CertificateFiles, acme::AcmeSettings};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{AssetArguments, DataArguments, ServeArguments};
@@ -73,6 +74,41 @@ impl ExternalS3 {
     }
 }
 
+/// A certificate for the endpoints that clients trust by themselves: from files, or from an authority that speaks ACME.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// File of the certificate, for `*.` and the endpoints' domain, and after it those that lead to its authority; in PEM.
+    pub certificate: Option<PathBuf>,
+    /// File of its private key.
+    pub key: Option<PathBuf>,
+    /// The authority to have one from.
+    pub acme: Option<AcmeSettings>,
+}
+
+/// Which of the two it is.
+pub enum TlsSource {
+    /// Files.
+    Files(CertificateFiles),
+    /// An authority.
+    Acme(AcmeSettings),
+}
+
+impl Tls {
+    /// One of the two, or why it is none.
+    pub fn source(&self) -> anyhow::Result<TlsSource> {
+        match (&self.certificate, &self.key, &self.acme) {
+            (Some(certificate), Some(key), None) => {
+                Ok(TlsSource::Files(CertificateFiles { certificate: certificate.clone(), key: key.clone() }))
+            }
+            (None, None, Some(acme)) => Ok(TlsSource::Acme(acme.clone())),
+            (None, None, None) => bail!("tls is empty; it needs certificate and key, or acme"),
+            (_, _, Some(_)) => bail!("tls has files and acme; leave certificate and key out, or acme"),
+            (_, _, None) => bail!("tls has one of certificate and key; it needs both"),
+        }
+    }
+}
+
 /// The configuration file. Every key has a default; docs/configuration.md and config.example.toml say the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -94,7 +130,7 @@ pub struct Config {
     /// Address on loopback that Prometheus reads what is counted from; absent: nowhere.
     pub metrics_address: Option<SocketAddr>,
     /// A certificate of one's own for the endpoints; absent: one of the development authority.
-    pub tls: Option<edge::CertificateFiles>,
+    pub tls: Option<Tls>,
     /// Hours that a key seals endpoint tokens, until the next one does.
     pub token_key_hours: u32,
     /// Endpoints are `<uuid>.lambda-microvm.<region>.<domain>`.
@@ -236,6 +272,9 @@ impl Config {
         if let Some(artifacts) = &self.artifacts {
             artifacts.check()?;
         }
+        if let Some(TlsSource::Acme(acme)) = self.tls.as_ref().map(Tls::source).transpose()? {
+            acme.check(&self.domain)?;
+        }
         if self.edge_addresses.is_empty() {
             bail!("edge_addresses is empty; the endpoints need at least one address to be served on");
         }
@@ -340,7 +379,7 @@ mod tests {
             qemu: Some("q".into()),
             firecracker: Some("f".into()),
             metrics_address: Some("127.0.0.1:4590".parse().expect("an address")),
-            tls: Some(edge::CertificateFiles { certificate: "c".into(), key: "k".into() }),
+            tls: Some(Tls { certificate: Some("c".into()), key: Some("k".into()), acme: None }),
             artifacts: Some(ExternalS3 {
                 endpoint: None,
                 region: "r".into(),
@@ -396,6 +435,47 @@ mod tests {
         for token_key_hours in [1, 8760] {
             Config { token_key_hours, ..Config::default() }.check().expect("within the bounds");
         }
+    }
+
+    #[test]
+    fn a_certificate_is_from_one_place() {
+        let with = |tls: &str, domain: &str| {
+            let config: Config = toml::from_str(&format!("domain = '{domain}'\n[tls]\n{tls}")).expect("it can be read");
+            config.check().map_err(|error| format!("{error:#}"))
+        };
+        let files = "certificate = 'c'\nkey = 'k'\n";
+        let acme = "[tls.acme]\ndirectory = 'https://a.test/'\nterms_agreed = true\nhook = ['/hook']\n";
+        with(files, "localhost").expect("files");
+        with(acme, "example.test").expect("an authority");
+        for (tls, domain, words) in [
+            ("", "example.test", "tls is empty"),
+            ("key = 'k'", "example.test", "tls has one of certificate and key"),
+            (&format!("{files}{acme}"), "example.test", "tls has files and acme"),
+            (&format!("key = 'k'\n{acme}"), "example.test", "tls has files and acme"),
+            (acme, "localhost", "set domain"),
+            (&acme.replace("true", "false"), "example.test", "tls.acme.terms_agreed"),
+        ] {
+            let error = with(tls, domain).expect_err(words);
+            assert!(error.contains(words), "{error}");
+        }
+        for (line, word) in
+            [("hok = ['x']", "hok"), ("challenge = 'dns-02'", "dns-02"), ("external_account = {}", "key_id")]
+        {
+            let error = toml::from_str::<Config>(&format!("{acme}{line}")).expect_err(word).to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_authority_of_the_example_is_valid() {
+        let example = include_str!("../../../config.example.toml");
+        let (_, acme) = example.split_once("# [tls.acme]").expect("the example has an authority");
+        let (acme, _) = acme.split_once("\n\n").expect("there is more");
+        let text = format!("domain = 'example.com'\n[tls.acme]{acme}").replace("\n# ", "\n");
+        let config: Config = toml::from_str(&text).expect("the example's authority is valid");
+        config.check().expect("and makes sense");
+        let acme = config.tls.and_then(|tls| tls.acme).expect("it is there");
+        assert_eq!((acme.hook_timeout_seconds, acme.external_account.is_some(), acme.ca.is_some()), (300, true, true));
     }
 
     #[test]
