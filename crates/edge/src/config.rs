@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 /// A wait without an end. As long as the timers of the runtime can be set for, more or less; nothing waits for it.
 pub const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
+/// Fields of a head that the HTTP library (hyper) takes if it is told nothing else. Told of a number, even this one, it asks
+/// for memory for each head.
+pub(crate) const HEADER_FIELDS_OF_LIBRARY: usize = 100;
+
 /// What one edge serves.
 #[derive(Debug, Clone)]
 pub struct EdgeConfig {
@@ -136,7 +140,7 @@ impl Limits {
             waiting_total: 4096,
             // Eight times what common servers take. Tokens alone may be 8000 bytes.
             head_bytes: 64 * 1024,
-            header_fields: 100,
+            header_fields: HEADER_FIELDS_OF_LIBRARY,
             request_body_bytes: u64::MAX,
             // What common servers allow. More are queued by the client itself.
             h2_streams: 128,

@@ -36,6 +36,7 @@ use crate::{
     allowance::Seat,
     app_tls::{Offer, TlsError},
     apps::{Known, Transport},
+    config::HEADER_FIELDS_OF_LIBRARY,
     greeting,
     headers::FORCE_H2,
     pool::{AppAddress, Share, Shared, Single},
@@ -140,7 +141,7 @@ impl Reach<'_> {
         self.edge.apps.learn(self.microvm, self.port, transport, http2);
     }
 
-    /// Finds or makes a connection.
+    /// Finds or makes a connection. The making is in a box: most requests find one, and none should carry its room about.
     pub(crate) async fn reach(&self, kept_allowed: bool) -> Result<Way, ConnectError> {
         let known = self.edge.apps.get(self.microvm, self.port);
         let shares = self.wants.shares(known);
@@ -148,13 +149,13 @@ impl Reach<'_> {
             return Ok(way);
         }
         if !shares {
-            return self.connect(known).await;
+            return Box::pin(self.connect(known)).await;
         }
         let turn = self.edge.pool.turn(&self.app());
         let _turn = timeout_at(self.deadline, turn.lock()).await.map_err(|_| late())?;
         match self.kept(shares) {
             Some(way) => Ok(way),
-            None => self.connect(self.edge.apps.get(self.microvm, self.port)).await,
+            None => Box::pin(self.connect(self.edge.apps.get(self.microvm, self.port))).await,
         }
     }
 
@@ -287,13 +288,12 @@ impl Reach<'_> {
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     ) -> Result<Single, ConnectError> {
         let limits = &self.edge.config.limits;
-        let (sender, connection) = http1::Builder::new()
-            .max_buf_size(limits.head_bytes)
-            .max_header_size(limits.head_bytes)
-            .max_headers(limits.header_fields)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(Refusal::NoAnswer)?;
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(limits.head_bytes).max_header_size(limits.head_bytes);
+        if limits.header_fields != HEADER_FIELDS_OF_LIBRARY {
+            builder.max_headers(limits.header_fields);
+        }
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(Refusal::NoAnswer)?;
         self.drive(Box::pin(connection.with_upgrades()));
         Ok(sender)
     }

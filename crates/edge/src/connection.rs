@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     client_io::{ClientIo, Served},
+    config::HEADER_FIELDS_OF_LIBRARY,
     flood::Guarded,
     proxy::{self, Client},
     refusal::chain,
@@ -100,16 +101,17 @@ async fn http1(
     let keep_alive = !client.places.is_refused();
     let io = TokioIo::new(ClientIo::new(io, served, limits.request_head));
     let service = service_fn(|request| proxy::answer(Arc::clone(shared), Arc::clone(&client), request));
-    let connection = http1::Builder::new()
+    let mut builder = http1::Builder::new();
+    builder
         .timer(TokioTimer::new())
         .keep_alive(keep_alive)
         .header_read_timeout(limits.client_idle)
         .max_buf_size(limits.head_bytes)
-        .max_header_size(limits.head_bytes)
-        .max_headers(limits.header_fields)
-        .serve_connection(io, service)
-        .with_upgrades();
-    let mut connection = pin!(connection);
+        .max_header_size(limits.head_bytes);
+    if limits.header_fields != HEADER_FIELDS_OF_LIBRARY {
+        builder.max_headers(limits.header_fields);
+    }
+    let mut connection = pin!(builder.serve_connection(io, service).with_upgrades());
     tokio::select! {
         ended = connection.as_mut() => ended,
         () = drain.cancelled() => {

@@ -216,7 +216,7 @@ fn a_head_lets_nobody_in_but_with_the_token() {
         }
 
         let behind = Behind { microvm: microvm(), size: Size::DEFAULT, http: true, shell: true };
-        let admitted = route::authenticate(&target, &KEYS, 999)
+        let admitted = route::authenticate(&target, KEYS.open(target.token), 999)
             .and_then(|(claims, found)| route::admit(&claims, (found == endpoint()).then_some(behind), &target));
         let Ok((_, to)) = admitted else { return };
         assert_eq!((to, target.port, target.endpoint), (To::App, PORT, Some(endpoint())));

@@ -1,6 +1,7 @@
 //! What of a head crosses the edge, and what does not.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use rand::Rng;
 use uuid::Uuid;
 
 use crate::websocket;
@@ -65,9 +66,12 @@ pub(crate) fn to_client(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
     restore_upgrade(headers, upgrade);
 }
 
-/// The header's value of a number.
-pub(crate) fn request_id(id: &Uuid) -> HeaderValue {
-    HeaderValue::from_str(&id.to_string()).expect("a UUID is plain text")
+/// A number for a request, as a header's value. It comes from the thread's own generator: the kernel's would have to be
+/// asked for every request.
+pub(crate) fn request_id() -> HeaderValue {
+    let id = uuid::Builder::from_random_bytes(rand::rng().random()).into_uuid();
+    let mut text = Uuid::encode_buffer();
+    HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)).expect("a UUID is plain text")
 }
 
 /// HTTP/2 may spread cookies over several fields, HTTP/1.1 may not (RFC 9113, 8.2.3).

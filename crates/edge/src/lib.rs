@@ -40,6 +40,7 @@ mod greeting;
 mod headers;
 mod hold;
 mod metrics;
+mod opened;
 mod pace;
 mod pool;
 mod proxy;

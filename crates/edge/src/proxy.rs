@@ -12,7 +12,6 @@ use http::{
 };
 use http_body::Body;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use uuid::Uuid;
 
 use crate::{
     activity::Activity,
@@ -21,6 +20,7 @@ use crate::{
     client_io::Served,
     connect::Wants,
     headers,
+    opened::LastToken,
     record::Record,
     refusal::{self, Fault, Refusal},
     route::{self, To},
@@ -40,13 +40,14 @@ pub(crate) struct Client {
     pub(crate) served: Served,
     /// Kept as long as anything of the connection lives, a tunnel included.
     pub(crate) places: Places,
+    last_token: LastToken,
     /// Among the connections of the microVM that it was last used for.
     seat: Mutex<Option<Arc<Seat>>>,
 }
 
 impl Client {
     pub(crate) fn new(server_name: Option<String>, served: Served, places: Places) -> Self {
-        Self { server_name, served, places, seat: Mutex::default() }
+        Self { server_name, served, places, last_token: LastToken::default(), seat: Mutex::default() }
     }
 
     /// The seat of an admitted request. Without a server name in TLS, one connection may be used for several microVMs; it
@@ -93,7 +94,7 @@ pub(crate) async fn answer(
     client: Arc<Client>,
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, Reset> {
-    let id = headers::request_id(&Uuid::new_v4());
+    let id = headers::request_id();
     let (method, version, named) = (request.method().clone(), request.version(), Named::of(&request));
     let mut record = Record::new(&shared, &id, &method, client.served.busy());
     // In a box, because the library keeps room for the whole of this future with every connection, idle ones too.
@@ -163,7 +164,8 @@ async fn forward(
         client.server_name.as_deref(),
         &shared.config.domain_suffix,
     )?;
-    let (claims, endpoint) = route::authenticate(&target, &shared.keys, now())?;
+    let opened = client.last_token.open(target.token, &shared.keys);
+    let (claims, endpoint) = route::authenticate(&target, opened, now())?;
     let behind = shared.directory.behind(&endpoint).await;
     let (Behind { microvm, size, .. }, to) = route::admit(&claims, behind, &target)?;
     let (port, shell) = match to {

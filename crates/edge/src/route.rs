@@ -6,10 +6,12 @@
 //! looked up only once the seal is proven, so that nobody without a token of ours costs a look-up or learns which endpoints
 //! exist.
 
+use std::borrow::Borrow;
+
 use api::{
     directory::Behind,
     ids::EndpointId,
-    token::{Claims, Grant, TokenError, TokenKeys},
+    token::{Claims, Grant, TokenError},
 };
 use http::{HeaderMap, HeaderName, Method, Uri, Version, header, uri::Authority};
 
@@ -160,14 +162,19 @@ pub(crate) fn read<'h>(
     Ok(Target { endpoint: endpoint_of(&host.name, suffix), port, for_shell, token })
 }
 
-/// Opens the token and names the endpoint that it must be good for. `now` is in seconds since the Unix epoch.
-pub(crate) fn authenticate(target: &Target<'_>, keys: &TokenKeys, now: u64) -> Result<(Claims, EndpointId), Refusal> {
-    let claims = keys.open(target.token).map_err(|error| match error {
+/// Reads what came of opening the token, and names the endpoint that it must be good for. `now` is in seconds since the Unix
+/// epoch.
+pub(crate) fn authenticate<C: Borrow<Claims>>(
+    target: &Target<'_>,
+    opened: Result<C, TokenError>,
+    now: u64,
+) -> Result<(C, EndpointId), Refusal> {
+    let claims = opened.map_err(|error| match error {
         TokenError::Malformed => Refusal::MissingAuthentication,
         TokenError::Forged => Refusal::AuthenticationFailed("it was not made here"),
     })?;
     let endpoint = target.endpoint.ok_or(Refusal::AuthenticationFailed("the host is no endpoint's"))?;
-    if now >= claims.expires_unix {
+    if now >= claims.borrow().expires_unix {
         return Err(Refusal::AuthenticationFailed("it has expired"));
     }
     Ok((claims, endpoint))
@@ -204,7 +211,11 @@ pub(crate) fn admit(claims: &Claims, behind: Option<Behind>, target: &Target<'_>
 
 #[cfg(test)]
 mod tests {
-    use api::{ids::MicrovmId, size::Size, token::Ports};
+    use api::{
+        ids::MicrovmId,
+        size::Size,
+        token::{Ports, TokenKeys},
+    };
     use proptest::prelude::*;
     use uuid::Uuid;
 
@@ -296,12 +307,12 @@ mod tests {
         let keys = TokenKeys::single(Uuid::from_u128(1), [1; 32]);
         let token = keys.seal(&claims(Grant::Shell));
         let target = target(80, false, &token);
-        assert!(authenticate(&target, &keys, 999).is_ok());
-        assert!(matches!(authenticate(&target, &keys, 1000), Err(Refusal::AuthenticationFailed(_))));
+        assert!(authenticate(&target, keys.open(target.token), 999).is_ok());
+        assert!(matches!(authenticate(&target, keys.open(target.token), 1000), Err(Refusal::AuthenticationFailed(_))));
         let nowhere = Target { endpoint: None, ..target };
-        assert!(matches!(authenticate(&nowhere, &keys, 0), Err(Refusal::AuthenticationFailed(_))));
+        assert!(matches!(authenticate(&nowhere, keys.open(nowhere.token), 0), Err(Refusal::AuthenticationFailed(_))));
         let garbage = Target { token: "x", ..target };
-        assert!(matches!(authenticate(&garbage, &keys, 0), Err(Refusal::MissingAuthentication)));
+        assert!(matches!(authenticate(&garbage, keys.open(garbage.token), 0), Err(Refusal::MissingAuthentication)));
     }
 
     #[test]

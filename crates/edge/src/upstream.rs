@@ -109,7 +109,7 @@ pub(crate) async fn exchange(
                     && deposit.as_ref().is_none_or(|deposit| deposit.freeze())
                 {
                     // It may be how a server that wants TLS puts it.
-                    if reach.proves_to_be_tls().await
+                    if Box::pin(reach.proves_to_be_tls()).await
                         && let Some(again) = spare.with(deposit.as_ref())
                     {
                         request = again;
@@ -149,7 +149,7 @@ pub(crate) async fn exchange(
         let again = spare.and_then(|spare| spare.with(deposit.as_ref()));
         // Even if it is too late for this request, the next will know.
         let may_repeat = kept && kept_allowed && (repeatable || refusal::was_not_looked_at(&error))
-            || !proven && reach.proves_to_be_tls().await;
+            || !proven && Box::pin(reach.proves_to_be_tls()).await;
         if kept {
             shared.pool.forget(&app);
             kept_allowed = false;
