@@ -196,7 +196,7 @@ async fn over_http2_who_takes_nothing_is_cut_though_the_socket_is_read() {
 
 #[tokio::test]
 async fn over_http2_one_stalled_request_cuts_no_other() {
-    let world = World::with(|limits| limits.client_stall = Duration::from_millis(500)).await;
+    let world = World::with(|limits| limits.client_stall = Duration::from_millis(1500)).await;
     let (_app, _ends) = talks(&world).await;
     let echo = App::echo().await;
     world.place(8081, &echo);
@@ -206,7 +206,7 @@ async fn over_http2_one_stalled_request_cuts_no_other() {
         let request = world.request2("POST", "/").header("x-aws-proxy-port", "8081");
         let answer = client.send_request(request.body(counted(1, Arc::default())).unwrap()).await.unwrap();
         assert_eq!(text(answer).await.len(), 64 << 10);
-        sleep(Duration::from_millis(150)).await;
+        sleep(Duration::from_millis(250)).await;
     }
     drop(stalled);
 }
