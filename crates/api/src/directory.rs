@@ -37,6 +37,8 @@ pub struct Behind {
     pub http: bool,
     /// Its connectors let shells in.
     pub shell: bool,
+    /// Its image lets people in by links, beyond the service.
+    pub links: bool,
 }
 
 /// Control, as the edge sees it.

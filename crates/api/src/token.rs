@@ -38,6 +38,13 @@ impl Ports {
         Self(vec![(1, u16::MAX)])
     }
 
+    /// The one port that is in, if there is no other.
+    #[must_use]
+    pub fn only(&self) -> Option<u16> {
+        let &(first, _) = self.0.first()?;
+        self.0.iter().all(|range| *range == (first, first)).then_some(first)
+    }
+
     /// Is this one in?
     #[must_use]
     pub fn contains(&self, port: u16) -> bool {
@@ -275,6 +282,14 @@ mod tests {
             [79, 80, 81, 7999, 8000, 8010, 8011].map(|port| ports.contains(port)),
             [false, true, false, false, true, true, false]
         );
+    }
+
+    #[test]
+    fn one_port_is_the_only_one() {
+        let only = |ranges: &[(u16, u16)]| Ports::from_ranges(ranges.to_vec()).only();
+        assert_eq!([&[(80, 80)][..], &[(80, 80), (80, 80)]].map(only), [Some(80); 2]);
+        assert_eq!([&[][..], &[(80, 81)], &[(80, 80), (81, 81)]].map(only), [None; 3]);
+        assert_eq!(Ports::all().only(), None);
     }
 
     proptest! {

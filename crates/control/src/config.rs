@@ -9,7 +9,7 @@ use std::{
 use api::connectors::Networks;
 use serde::{Deserialize, Serialize};
 
-use crate::{Lifecycle, store::Gauge};
+use crate::{Lifecycle, Links, store::Gauge};
 
 /// How much of everything there can be. What would be more is refused with `ServiceQuotaExceededException`. Memory and
 /// disk that the machine does not have are another matter: those are `InsufficientCapacityException`.
@@ -87,6 +87,8 @@ pub struct ControlConfig {
     pub wake_time_max: Duration,
     /// What goes beyond the service's rules about the lives of microVMs.
     pub lifecycle: Lifecycle,
+    /// Whose images let people in by links, beyond the service.
+    pub links: Links,
     /// How long the record of a microVM that has ended can be seen. The real service shows it for 10 to 20 minutes at
     /// least; an hour is enough to look into what happened.
     pub terminated_kept: Duration,
@@ -109,6 +111,7 @@ impl Default for ControlConfig {
             // the edge waits as long.
             wake_time_max: Duration::from_secs(150),
             lifecycle: Lifecycle::default(),
+            links: Links::default(),
             terminated_kept: Duration::from_secs(3600),
             simulation: None,
         }

@@ -19,6 +19,7 @@ pub mod iam;
 mod idempotency;
 mod images;
 mod lifecycle;
+mod links;
 mod microvms;
 mod operations;
 mod pages;
@@ -45,6 +46,7 @@ use self::{clock::Clock, microvms::registry::Registry, recovery::RecoverError, s
 pub use self::{
     config::{ControlConfig, Quotas, Simulation},
     lifecycle::{ImageLifecycle, Lifecycle, LifecycleError},
+    links::{ImageLinks, Links},
     store::{Gauge, StoreError},
 };
 

@@ -17,7 +17,8 @@ use uuid::Uuid;
 
 use crate::{
     headers::{self, tokens},
-    route::{self, To},
+    link,
+    route::{self, By, To},
     websocket,
 };
 
@@ -67,7 +68,7 @@ const NAMES: [&str; 20] = [
 ];
 
 /// What means something in a value; the first two stand for the host and the token.
-const WORDS: [&str; 36] = [
+const WORDS: [&str; 38] = [
     "HOST",
     "TOKEN",
     ENDPOINT,
@@ -104,6 +105,8 @@ const WORDS: [&str; 36] = [
     "x-aws-proxy-auth",
     "x-private",
     "a=b",
+    "__Host-pilotlight=",
+    ".pilotlight/open?token=",
 ];
 
 #[derive(Debug, TypeGenerator)]
@@ -181,6 +184,7 @@ struct Request {
     method: u8,
     is_http2: bool,
     is_absolute: bool,
+    has_links: bool,
     target: Text,
     server_name: Option<Text>,
     head: Head,
@@ -204,7 +208,7 @@ fn a_head_lets_nobody_in_but_with_the_token() {
         let Ok(target) = route::read(method, &uri, version, &headers, server_name.as_deref(), SUFFIX) else { return };
 
         assert_ne!(method, Method::CONNECT);
-        assert_ne!(target.port, 0);
+        assert_ne!(target.port, Some(0));
         let lengths = headers.get_all(header::CONTENT_LENGTH).iter().count();
         assert!(lengths <= 1, "{lengths} lengths");
         let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
@@ -215,15 +219,31 @@ fn a_head_lets_nobody_in_but_with_the_token() {
             assert_eq!((method, uri.path()), (&Method::GET, "/shell"));
         }
 
-        let behind = Behind { microvm: microvm(), size: Size::DEFAULT, http: true, shell: true };
+        let behind =
+            Behind { microvm: microvm(), size: Size::DEFAULT, http: true, shell: true, links: request.has_links };
         let admitted = route::authenticate(&target, KEYS.open(target.token), 999)
             .and_then(|(claims, found)| route::admit(&claims, (found == endpoint()).then_some(behind), &target));
         let Ok((_, to)) = admitted else { return };
-        assert_eq!((to, target.port, target.endpoint), (To::App, PORT, Some(endpoint())));
-        let offered = tokens(&headers, &header::SEC_WEBSOCKET_PROTOCOL)
-            .any(|offer| offer.strip_prefix("lambda-microvms.authentication.") == Some(TOKEN.as_str()));
-        let has_marker = websocket::offers_marker(&headers);
-        assert!(only(&headers, &route::AUTH, &TOKEN) || (offered && has_marker), "let in: {headers:?}");
+        assert_eq!(target.endpoint, Some(endpoint()));
+        match target.by {
+            By::Field => {
+                assert_eq!((to, target.port), (To::App(PORT), Some(PORT)));
+                let offered = tokens(&headers, &header::SEC_WEBSOCKET_PROTOCOL)
+                    .any(|offer| offer.strip_prefix("lambda-microvms.authentication.") == Some(TOKEN.as_str()));
+                let has_marker = websocket::offers_marker(&headers);
+                assert!(only(&headers, &route::AUTH, &TOKEN) || (offered && has_marker), "let in: {headers:?}");
+            }
+            By::Link => {
+                assert!(request.has_links && to == To::Link && (method, uri.path()) == (&Method::GET, link::PATH));
+                assert!(uri.query().is_some_and(|query| query.contains(TOKEN.as_str())), "let in: {uri}");
+            }
+            By::Cookie { .. } => {
+                assert!(request.has_links && to == To::App(PORT));
+                let token = TOKEN.as_bytes();
+                let has = |cookie: &HeaderValue| cookie.as_bytes().windows(token.len()).any(|it| it == token);
+                assert!(headers.get_all(header::COOKIE).iter().any(has), "let in: {headers:?}");
+            }
+        }
         let named = hosts.first().map(|host| host.to_str().expect("it was read"));
         let named = named.or_else(|| uri.authority().map(|authority| authority.as_str())).expect("there is one");
         assert!(named.to_ascii_lowercase().starts_with(&format!("{ENDPOINT}.{SUFFIX}")), "{named}");

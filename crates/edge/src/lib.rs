@@ -39,6 +39,7 @@ mod fuzz;
 mod greeting;
 mod headers;
 mod hold;
+mod link;
 mod metrics;
 mod opened;
 mod pace;
@@ -57,6 +58,7 @@ mod websocket;
 
 pub use certificates::{CertificateError, CertificateFiles, Certificates};
 pub use config::{EdgeConfig, Limits, NEVER, PerMicrovm};
+pub use link::{LinkError, link};
 pub use metrics::Metrics;
 pub use served::ServedCertificate;
 pub use server::{BindError, BoundEdge, Drained, Edge};

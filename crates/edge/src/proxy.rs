@@ -19,7 +19,7 @@ use crate::{
     body::{Held, Linger, ReplyBody, RequestBody},
     client_io::Served,
     connect::Wants,
-    headers,
+    headers, link,
     opened::LastToken,
     record::Record,
     refusal::{self, Fault, Refusal},
@@ -100,7 +100,11 @@ pub(crate) async fn answer(
     // In a box, because the library keeps room for the whole of this future with every connection, idle ones too.
     let forwarded = Box::pin(forward(&shared, &client, request, &id)).await;
     let mut response = match forwarded {
-        Ok(Answer { response, version, held }) => {
+        Ok(Answer::Led(response)) => {
+            record.led(response.status());
+            response.map(|()| ReplyBody::own("", record))
+        }
+        Ok(Answer::App { response, version, held }) => {
             record.answered(response.status(), &held.activity);
             let silence = shared.config.limits.silence;
             response.map(|body| ReplyBody::app(body, version, held, silence, record))
@@ -123,11 +127,12 @@ pub(crate) async fn answer(
     Ok(response)
 }
 
-/// The app's answer.
-struct Answer {
-    response: Response<Incoming>,
-    version: Version,
-    held: Held,
+/// A request that is not refused.
+enum Answer {
+    /// The app's answer.
+    App { response: Response<Incoming>, version: Version, held: Held },
+    /// A link leads on.
+    Led(Response<()>),
 }
 
 async fn forward(
@@ -164,16 +169,24 @@ async fn forward(
         client.server_name.as_deref(),
         &shared.config.domain_suffix,
     )?;
+    let now = now();
     let opened = client.last_token.open(target.token, &shared.keys);
-    let (claims, endpoint) = route::authenticate(&target, opened, now())?;
+    let (claims, endpoint) = route::authenticate(&target, opened, now)?;
     let behind = shared.directory.behind(&endpoint).await;
-    let (Behind { microvm, size, .. }, to) = route::admit(&claims, behind, &target)?;
+    let (Behind { microvm, size, links, .. }, to) = route::admit(&claims, behind, &target)?;
     let (port, shell) = match to {
-        To::App => (target.port, None),
+        To::App(port) => (port, None),
         To::Shell => (shell::PORT, Some(shell::Wanted::read(&head.uri, &head.headers)?)),
+        To::Link => {
+            client.seat(shared, microvm, size)?.request()?;
+            return link::opened(&head.uri, target.token, claims.expires_unix - now).map(Answer::Led);
+        }
     };
     let seat = client.seat(shared, microvm, size)?;
     seat.request()?;
+    if links {
+        link::strip_cookie(&mut head.headers);
+    }
 
     let activity = Activity::new(Arc::clone(&shared.directory), Arc::clone(&shared.counters), microvm);
     body.count_for(Arc::clone(&activity), client.served.clone(), &seat);
@@ -198,6 +211,9 @@ async fn forward(
     let version = response.version();
     // The versions of both sides are their own; the client's is known to the library.
     *response.version_mut() = Version::HTTP_11;
+    if links {
+        link::strip_set_cookie(response.headers_mut());
+    }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let upgrade = upgrade.ok_or(Refusal::BadAnswer("it changes to a protocol nobody asked for"))?;
         upgrade.begin(shared, client, &mut response, &activity, &seat)?;
@@ -213,7 +229,7 @@ async fn forward(
         }
         headers::to_client(response.headers_mut(), None);
     }
-    Ok(Answer { response, version, held: Held { activity, share, seat } })
+    Ok(Answer::App { response, version, held: Held { activity, share, seat } })
 }
 
 /// A change of protocol that the client asked for.

@@ -44,6 +44,12 @@ impl Record {
         self.broke(fault);
     }
 
+    /// The edge answers, as it should.
+    pub(crate) fn led(&mut self, status: StatusCode) {
+        self.status = Some(status);
+        self.busy.whole();
+    }
+
     /// There is no more of it, and that is somebody's fault.
     pub(crate) fn broke(&mut self, fault: Fault) {
         self.fault = Some(fault);

@@ -39,6 +39,10 @@ pub(crate) enum Refusal {
     MissingAuthentication,
     #[error("the token is not good for this: {0}")]
     AuthenticationFailed(&'static str),
+    #[error("no token in a header, and that in the link or the cookie is not good for this: {0}")]
+    NotByLink(&'static str),
+    #[error("the cookie is not enough: {0}")]
+    Stranger(&'static str),
     #[error("the token does not cover port {0}")]
     PortDenied(u16),
     #[error("the body has more than {0} bytes")]
@@ -88,7 +92,11 @@ impl Refusal {
             Self::Malformed(_) => StatusCode::BAD_REQUEST,
             Self::TooManyFields(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
-            Self::MissingAuthentication | Self::AuthenticationFailed(_) | Self::PortDenied(_) => StatusCode::FORBIDDEN,
+            Self::MissingAuthentication
+            | Self::AuthenticationFailed(_)
+            | Self::NotByLink(_)
+            | Self::Stranger(_)
+            | Self::PortDenied(_) => StatusCode::FORBIDDEN,
             Self::BodyTooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooManyConnections
             | Self::TooManyToMicrovm(_)
@@ -123,7 +131,8 @@ impl Refusal {
     /// The body that the client sees: the real service's words, which clients match on. It never says more than they do.
     pub(crate) fn body(&self) -> &'static str {
         match self {
-            Self::MissingAuthentication => "Request missing authentication",
+            // As if there were neither links nor cookies.
+            Self::MissingAuthentication | Self::NotByLink(_) => "Request missing authentication",
             Self::AuthenticationFailed(_) => "Token authentication failed",
             Self::PortDenied(_) => "Access to port denied",
             _ => "",
@@ -138,6 +147,8 @@ impl Refusal {
             | Self::Misdirected
             | Self::MissingAuthentication
             | Self::AuthenticationFailed(_)
+            | Self::NotByLink(_)
+            | Self::Stranger(_)
             | Self::PortDenied(_)
             | Self::BodyTooLong(_)
             | Self::TooManyConnections
@@ -184,7 +195,7 @@ impl Refusal {
             Self::Malformed(_) | Self::TooManyFields(_) | Self::Misdirected | Self::BodyTooLong(_) => {
                 "http_request_error"
             }
-            Self::MissingAuthentication | Self::AuthenticationFailed(_) | Self::PortDenied(_) => {
+            Self::MissingAuthentication | Self::AuthenticationFailed(_) | Self::NotByLink(_) | Self::PortDenied(_) => {
                 return "pilotlight; error=http_request_denied; fault=client".to_owned();
             }
             Self::TooManyConnections
@@ -193,7 +204,7 @@ impl Refusal {
             | Self::TooManyUpstream
             | Self::TooManyShells
             | Self::TooManyWaiting => "connection_limit_reached",
-            Self::ShellOnly => "http_request_denied",
+            Self::ShellOnly | Self::Stranger(_) => "http_request_denied",
             Self::Unavailable(_) | Self::WakeTooSlow | Self::Gone => "destination_unavailable",
             Self::NothingListens(_) | Self::NoShell(_) => "connection_refused",
             Self::Unreachable(_) => "connection_terminated",

@@ -4,19 +4,19 @@
 //! authentication`), the token's seal, expiry, endpoint, microVM and kind (403 `Token authentication failed`), the port
 //! (403 `Access to port denied`). The shell has a path of its own instead of a port, and tokens of its own. The endpoint is
 //! looked up only once the seal is proven, so that nobody without a token of ours costs a look-up or learns which endpoints
-//! exist.
+//! exist. Where a token in a link or a cookie is not good, or not let in by the image, the request has none.
 
 use std::borrow::Borrow;
 
 use api::{
     directory::Behind,
     ids::EndpointId,
-    token::{Claims, Grant, TokenError},
+    token::{Claims, Grant, Ports, TokenError},
 };
 use http::{HeaderMap, HeaderName, Method, Uri, Version, header, uri::Authority};
 
 use crate::{
-    headers,
+    headers, link,
     refusal::Refusal,
     shell,
     websocket::{self, Offered},
@@ -38,15 +38,40 @@ pub(crate) struct Host {
     pub(crate) port: Option<u16>,
 }
 
+/// How a token came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum By {
+    /// In a field that its sender has set for this request.
+    Field,
+    /// In a link's query.
+    Link,
+    /// In a cookie, which a browser adds by itself.
+    Cookie {
+        /// Why the request may be the idea of another page than the endpoint's.
+        stranger: Option<&'static str>,
+    },
+}
+
+impl By {
+    fn failed(self, why: &'static str) -> Refusal {
+        match self {
+            Self::Field => Refusal::AuthenticationFailed(why),
+            Self::Link | Self::Cookie { .. } => Refusal::NotByLink(why),
+        }
+    }
+}
+
 /// What a well-formed request asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Target<'a> {
     /// `None`: not the name of an endpoint.
     pub(crate) endpoint: Option<EndpointId>,
-    pub(crate) port: u16,
+    /// The port that it names.
+    pub(crate) port: Option<u16>,
     /// It is the shell's handshake, unless the microVM has no shell.
     pub(crate) for_shell: bool,
     pub(crate) token: &'a str,
+    pub(crate) by: By,
 }
 
 /// Reads `host[:port]`; `None` if it is neither a name nor an address.
@@ -89,7 +114,7 @@ pub(crate) fn endpoint_of(name: &str, suffix: &str) -> Option<EndpointId> {
 }
 
 /// The only value of a header; `Err` if there are several.
-fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h http::HeaderValue>, ()> {
+pub(crate) fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h http::HeaderValue>, ()> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (_, Some(_)) => Err(()),
@@ -100,7 +125,7 @@ fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h ht
 /// Reads the head of a request that came in over TLS with this server name.
 pub(crate) fn read<'h>(
     method: &Method,
-    uri: &Uri,
+    uri: &'h Uri,
     version: Version,
     headers: &'h HeaderMap,
     server_name: Option<&str>,
@@ -137,9 +162,10 @@ pub(crate) fn read<'h>(
     if single(headers, &header::CONTENT_LENGTH).is_err() {
         return Err(Refusal::Malformed("there are several lengths"));
     }
-    let is_websocket = headers::upgrade(headers).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let upgrade = headers::upgrade(headers);
+    let is_websocket = upgrade.as_ref().is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
     let offered = if is_websocket { websocket::read(headers)? } else { Offered::default() };
-    let named = match single(headers, &PORT) {
+    let port = match single(headers, &PORT) {
         Ok(None) => offered.port,
         Ok(Some(value)) => {
             let port = value.to_str().ok().and_then(|text| parse_port(text.trim()));
@@ -147,19 +173,25 @@ pub(crate) fn read<'h>(
         }
         Err(()) => return Err(Refusal::Malformed("there are several port headers")),
     };
-    let port = named.unwrap_or(PORT_DEFAULT);
     // Whoever names another port means an app, which may have this path too.
     let for_shell = is_websocket
         && method == Method::GET
         && uri.path() == shell::PATH
-        && named.is_none_or(|port| port == shell::PORT_NAMED);
-    let token = match single(headers, &AUTH) {
-        Ok(Some(value)) => value.to_str().ok(),
+        && port.is_none_or(|port| port == shell::PORT_NAMED);
+    let in_field = match single(headers, &AUTH) {
+        Ok(Some(value)) => Some(value.to_str().map_err(|_| Refusal::MissingAuthentication)?),
         Ok(None) => offered.token,
-        Err(()) => None,
+        Err(()) => return Err(Refusal::MissingAuthentication),
     };
-    let token = token.ok_or(Refusal::MissingAuthentication)?;
-    Ok(Target { endpoint: endpoint_of(&host.name, suffix), port, for_shell, token })
+    let (token, by) = if let Some(token) = in_field {
+        (token, By::Field)
+    } else if let Some(token) = link::token(method, uri) {
+        (token, By::Link)
+    } else {
+        let token = link::cookie(headers).ok_or(Refusal::MissingAuthentication)?;
+        (token, By::Cookie { stranger: link::stranger(method, headers, &host, upgrade.is_some()) })
+    };
+    Ok(Target { endpoint: endpoint_of(&host.name, suffix), port, for_shell, token, by })
 }
 
 /// Reads what came of opening the token, and names the endpoint that it must be good for. `now` is in seconds since the Unix
@@ -171,11 +203,11 @@ pub(crate) fn authenticate<C: Borrow<Claims>>(
 ) -> Result<(C, EndpointId), Refusal> {
     let claims = opened.map_err(|error| match error {
         TokenError::Malformed => Refusal::MissingAuthentication,
-        TokenError::Forged => Refusal::AuthenticationFailed("it was not made here"),
+        TokenError::Forged => target.by.failed("it was not made here"),
     })?;
-    let endpoint = target.endpoint.ok_or(Refusal::AuthenticationFailed("the host is no endpoint's"))?;
+    let endpoint = target.endpoint.ok_or_else(|| target.by.failed("the host is no endpoint's"))?;
     if now >= claims.borrow().expires_unix {
-        return Err(Refusal::AuthenticationFailed("it has expired"));
+        return Err(target.by.failed("it has expired"));
     }
     Ok((claims, endpoint))
 }
@@ -183,8 +215,11 @@ pub(crate) fn authenticate<C: Borrow<Claims>>(
 /// What a request is admitted to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum To {
-    App,
+    /// To the app on this port.
+    App(u16),
     Shell,
+    /// To where the link leads, with a cookie.
+    Link,
 }
 
 /// May the holder of these claims have what the request asks for of what is behind the endpoint?
@@ -193,29 +228,41 @@ pub(crate) fn admit(claims: &Claims, behind: Option<Behind>, target: &Target<'_>
         Grant::Shell => behind.shell,
         Grant::Http(_) => behind.http,
     };
-    let behind = behind.filter(is_let_in).ok_or(Refusal::AuthenticationFailed("there is no such endpoint"))?;
+    let behind = behind.filter(is_let_in).ok_or_else(|| target.by.failed("there is no such endpoint"))?;
     if behind.microvm != claims.microvm_id {
-        return Err(Refusal::AuthenticationFailed("it is for another microVM"));
+        return Err(target.by.failed("it is for another microVM"));
+    }
+    if target.by != By::Field && !behind.links {
+        return Err(target.by.failed("the image allows no links"));
+    }
+    if let By::Cookie { stranger: Some(why) } = target.by {
+        return Err(Refusal::Stranger(why));
     }
     match &claims.grant {
+        Grant::Shell if target.by != By::Field => Err(target.by.failed("it is for shells")),
         Grant::Shell if target.for_shell => Ok((behind, To::Shell)),
         Grant::Shell => Err(Refusal::ShellOnly),
         // Where there is no shell, the path is the app's as any other.
         Grant::Http(_) if target.for_shell && behind.shell => {
             Err(Refusal::AuthenticationFailed("it is not for shells"))
         }
-        Grant::Http(ports) if ports.contains(target.port) => Ok((behind, To::App)),
-        Grant::Http(_) => Err(Refusal::PortDenied(target.port)),
+        Grant::Http(ports) => match port(ports, target) {
+            port if !ports.contains(port) => Err(Refusal::PortDenied(port)),
+            _ if target.by == By::Link => Ok((behind, To::Link)),
+            port => Ok((behind, To::App(port))),
+        },
     }
+}
+
+/// The port that is meant. A page cannot name one for everything that it loads, so a link to one port alone means that one.
+fn port(ports: &Ports, target: &Target<'_>) -> u16 {
+    let of_link = || ports.only().filter(|_| target.by != By::Field);
+    target.port.or_else(of_link).unwrap_or(PORT_DEFAULT)
 }
 
 #[cfg(test)]
 mod tests {
-    use api::{
-        ids::MicrovmId,
-        size::Size,
-        token::{Ports, TokenKeys},
-    };
+    use api::{ids::MicrovmId, size::Size, token::TokenKeys};
     use proptest::prelude::*;
     use uuid::Uuid;
 
@@ -295,11 +342,11 @@ mod tests {
     }
 
     fn target(port: u16, for_shell: bool, token: &str) -> Target<'_> {
-        Target { endpoint: Some(LABEL.parse().unwrap()), port, for_shell, token }
+        Target { endpoint: Some(LABEL.parse().unwrap()), port: Some(port), for_shell, token, by: By::Field }
     }
 
     fn behind(microvm: MicrovmId, http: bool, shell: bool) -> Option<Behind> {
-        Some(Behind { microvm, size: Size::DEFAULT, http, shell })
+        Some(Behind { microvm, size: Size::DEFAULT, http, shell, links: false })
     }
 
     #[test]
@@ -320,7 +367,7 @@ mod tests {
         let http = claims(Grant::Http(Ports::from_ranges(vec![(80, 81)])));
         let id = http.microvm_id;
         let app = |claims, behind, port| admit(claims, behind, &target(port, false, "t")).map(|(_, to)| to);
-        assert_eq!(app(&http, behind(id, true, false), 81).unwrap(), To::App);
+        assert_eq!(app(&http, behind(id, true, false), 81).unwrap(), To::App(81));
         assert!(matches!(app(&http, behind(id, true, false), 82), Err(Refusal::PortDenied(82))));
         let other = MicrovmId::random();
         for nowhere in [None, behind(id, false, true), behind(other, true, false)] {
@@ -344,7 +391,55 @@ mod tests {
         assert_eq!(to_shell(&shell, true).unwrap(), To::Shell);
         assert!(matches!(to_shell(&shell, false), Err(Refusal::AuthenticationFailed(_))));
         assert!(matches!(to_shell(&http, true), Err(Refusal::AuthenticationFailed(_))));
-        assert_eq!(to_shell(&http, false).unwrap(), To::App, "the path is the app's");
+        assert_eq!(to_shell(&http, false).unwrap(), To::App(8080), "the path is the app's");
+    }
+
+    #[test]
+    fn links_and_cookies_count_where_the_image_allows_them() {
+        let (by_cookie, by_link) = (By::Cookie { stranger: None }, By::Link);
+        let on = |ports: &[(u16, u16)]| claims(Grant::Http(Ports::from_ranges(ports.to_vec())));
+        let to = |claims: &Claims, by, links, port| {
+            let behind = behind(claims.microvm_id, true, true).map(|behind| Behind { links, ..behind });
+            admit(claims, behind, &Target { by, port, ..target(0, false, "t") }).map(|(_, to)| to)
+        };
+        let (all, one) = (on(&[(1, 65535)]), on(&[(3000, 3000), (3000, 3000)]));
+        for by in [by_cookie, by_link] {
+            assert!(matches!(to(&all, by, false, None), Err(Refusal::NotByLink(_))));
+            assert!(matches!(to(&claims(Grant::Shell), by, true, None), Err(Refusal::NotByLink(_))));
+            assert!(matches!(to(&on(&[(80, 81)]), by, true, None), Err(Refusal::PortDenied(8080))));
+        }
+        assert_eq!(to(&all, by_link, true, None).unwrap(), To::Link);
+        assert_eq!(to(&all, by_cookie, true, None).unwrap(), To::App(8080));
+        assert_eq!(to(&all, by_cookie, true, Some(9)).unwrap(), To::App(9));
+        assert_eq!(to(&one, by_cookie, true, None).unwrap(), To::App(3000));
+        assert!(matches!(to(&one, by_cookie, true, Some(8080)), Err(Refusal::PortDenied(8080))));
+        assert!(matches!(to(&one, By::Field, true, None), Err(Refusal::PortDenied(8080))), "as on the service");
+        let strange = By::Cookie { stranger: Some("it is strange") };
+        assert!(matches!(to(&all, strange, true, None), Err(Refusal::Stranger(_))));
+        assert!(matches!(to(&all, strange, false, None), Err(Refusal::NotByLink(_))), "nothing more is told");
+    }
+
+    #[test]
+    fn a_token_in_a_field_counts_before_one_in_a_link_or_a_cookie() {
+        let host = format!("{LABEL}.{SUFFIX}");
+        let by = |uri: &str, more: &[(&'static str, &str)]| {
+            let headers = headers(&[&[("host", host.as_str())][..], more].concat());
+            let uri: Uri = uri.parse().unwrap();
+            let target = read(&Method::GET, &uri, Version::HTTP_11, &headers, None, SUFFIX);
+            target.map(|target| (target.token.to_owned(), target.by)).ok()
+        };
+        let (field, cookie) = (("x-aws-proxy-auth", "f"), ("cookie", "__Host-pilotlight=c"));
+        let link = "/.pilotlight/open?token=l";
+        let got = |token: &str, by| Some((token.to_owned(), by));
+        assert_eq!(by(link, &[field, cookie]), got("f", By::Field));
+        assert_eq!(by(link, &[cookie]), got("l", By::Link));
+        assert_eq!(by("/", &[cookie]), got("c", By::Cookie { stranger: None }));
+        assert_eq!(by("/", &[]), None);
+        assert_eq!(by("/", &[field, field, cookie]), None);
+        let (upgrade, websocket) = (("connection", "upgrade"), ("upgrade", "websocket"));
+        let Some((_, By::Cookie { stranger: Some(_) })) = by("/", &[cookie, upgrade, websocket]) else {
+            panic!("a WebSocket has to say where it is from");
+        };
     }
 
     #[test]

@@ -23,3 +23,16 @@ pub fn in_file(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
 pub fn of_the_machine() -> Vec<CertificateDer<'static>> {
     rustls_native_certs::load_native_certs().certs
 }
+
+/// The authorities of this machine and, beside them, those in a file.
+pub fn trusted(ca: Option<&Path>) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let mut roots = of_the_machine();
+    if let Some(path) = ca {
+        roots.extend(in_file(path).with_context(|| path.display().to_string())?);
+    }
+    ensure!(
+        !roots.is_empty(),
+        "there are no certificate authorities to trust: PILOTLIGHT_CA_BUNDLE names a file of them"
+    );
+    Ok(roots)
+}

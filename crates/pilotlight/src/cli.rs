@@ -33,6 +33,11 @@ pub enum Verb {
     /// It calls the API that AWS_ENDPOINT_URL and its like name, or else the server of this machine. The exit code is the
     /// shell's; 255 if the connection fails. At the beginning of a line, ~. disconnects and ~? says what else there is.
     Shell(ShellArguments),
+    /// Print a link that opens a microVM's page in a browser, where the configuration allows that for its image (`[links]`).
+    ///
+    /// Whoever has the link may use the microVM's port until it expires. It asks the API that AWS_ENDPOINT_URL and its like
+    /// name, or else the server of this machine.
+    Link(LinkArguments),
     /// Manage who may call: users, their access keys and policies. A server that runs sees a change within a second.
     Iam(IamArguments),
     /// Get what this machine can do better with.
@@ -63,6 +68,25 @@ pub struct ShellArguments {
     /// arguments.
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
+}
+
+/// Flags of `link`.
+#[derive(Debug, Clone, Args)]
+pub struct LinkArguments {
+    /// The files.
+    #[command(flatten)]
+    pub data: DataArguments,
+    /// The microVM's id.
+    pub microvm: String,
+    /// The port of the app.
+    #[arg(long, default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// How long the link is good for, and what comes of it, in minutes (1 to 60).
+    #[arg(long, value_name = "MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=60))]
+    pub expires: u32,
+    /// The path that it leads to, with a query perhaps.
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    pub to: String,
 }
 
 /// Flags of `iam`.

@@ -13,7 +13,7 @@ use api::{
     connectors::{Networks, SecurityGroup, Subnet},
     sensitive::Sensitive,
 };
-use control::{Lifecycle, Quotas, http::Throttles};
+use control::{Lifecycle, Links, Quotas, http::Throttles};
 use edge::{CertificateFiles, acme::AcmeSettings};
 use serde::{Deserialize, Serialize};
 
@@ -163,6 +163,8 @@ pub struct Config {
     pub quotas: Quotas,
     /// What goes beyond the service's rules about the lives of microVMs.
     pub lifecycle: Lifecycle,
+    /// Whose images let people in by links, beyond the service.
+    pub links: Links,
     /// Calls per second of operations, by their names; no limit for those left out.
     pub throttles: BTreeMap<String, u32>,
     /// Local networks that network connectors can name as subnets.
@@ -199,6 +201,7 @@ impl Default for Config {
             edge: edge::Settings::default(),
             quotas: Quotas::default(),
             lifecycle: Lifecycle::default(),
+            links: Links::default(),
             throttles: BTreeMap::new(),
             subnets: Vec::new(),
             security_groups: Vec::new(),
@@ -431,6 +434,9 @@ mod tests {
         let misspelt = "[lifecycle.images.agent]\nwork_keeps_awaka = true";
         let error = toml::from_str::<Config>(misspelt).expect_err("a misspelt rule");
         assert!(error.to_string().contains("work_keeps_awaka"), "{error}");
+        let misspelt = "[links.images.agent]\nallow = true";
+        let error = toml::from_str::<Config>(misspelt).expect_err("a misspelt permission");
+        assert!(error.to_string().contains("allow"), "{error}");
         Config::default().check().expect("the defaults are fine");
         for token_key_hours in [1, 8760] {
             Config { token_key_hours, ..Config::default() }.check().expect("within the bounds");

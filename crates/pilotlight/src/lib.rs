@@ -7,6 +7,7 @@ mod access;
 mod authorities;
 mod ca;
 pub mod cli;
+mod client;
 pub mod config;
 mod doctor;
 mod environment;
@@ -14,6 +15,7 @@ mod external;
 mod firecracker_setup;
 mod gateway;
 mod iam;
+mod link;
 mod logs;
 mod metrics;
 mod running;
@@ -41,6 +43,7 @@ pub fn command() -> ExitCode {
         Verb::Ca(arguments) => ca::print(&arguments),
         Verb::Doctor(arguments) => doctor::print(&arguments),
         Verb::Logs(arguments) => logs::print(&arguments),
+        Verb::Link(arguments) => link::print(&arguments),
         Verb::Shell(arguments) => return shell::run(&arguments),
         Verb::Iam(arguments) => iam::run(&arguments),
         Verb::Setup(SetupVerb::Firecracker(arguments)) => firecracker_setup::run(&arguments),

@@ -130,6 +130,7 @@ where
             endpoint_suffix: endpoint_suffix(config, edge_port),
             networks: config.networks(),
             lifecycle: config.lifecycle.clone(),
+            links: config.links.clone(),
             ..limits
         },
         &data_dir.join("state.db"),

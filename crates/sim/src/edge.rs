@@ -45,7 +45,8 @@ struct Only {
 impl Directory for Only {
     async fn behind(&self, endpoint: &EndpointId) -> Option<Behind> {
         let microvm = self.microvm;
-        (*endpoint == self.endpoint).then_some(Behind { microvm, size: Size::DEFAULT, http: true, shell: false })
+        let behind = Behind { microvm, size: Size::DEFAULT, http: true, shell: false, links: false };
+        (*endpoint == self.endpoint).then_some(behind)
     }
 
     async fn awake(&self, _: &MicrovmId) -> Result<VmId, Unavailable> {

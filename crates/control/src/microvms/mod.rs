@@ -20,6 +20,6 @@ use crate::shared::Shared;
 /// Starts the driver of a microVM and makes it known. `remains`: something of an earlier launch may be left.
 pub(crate) fn start(shared: &Arc<Shared>, record: Record, vm_id: Option<VmId>, remains: bool) {
     let (driver, handle) = Driver::new(shared.clone(), record, vm_id, remains);
-    shared.registry.insert(handle, &shared.config.region);
+    shared.registry.insert(handle, &shared.config.region, &shared.config.links);
     shared.spawn(driver.run());
 }

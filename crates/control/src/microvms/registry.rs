@@ -12,6 +12,7 @@ use api::{
 };
 
 use super::handle::Handle;
+use crate::links::Links;
 
 #[derive(Debug, Default)]
 struct Maps {
@@ -27,7 +28,7 @@ pub(crate) struct Registry {
 
 impl Registry {
     /// Adds a microVM. The endpoint of one that no connector lets anything into leads nowhere.
-    pub(crate) fn insert(&self, handle: Arc<Handle>, region: &str) {
+    pub(crate) fn insert(&self, handle: Arc<Handle>, region: &str, links: &Links) {
         let has = |connector: ManagedConnector| handle.contract.ingress.contains(&connector.arn(region));
         let all = has(ManagedConnector::AllIngress);
         let open = !has(ManagedConnector::NoIngress);
@@ -36,7 +37,8 @@ impl Registry {
         let shell = open && has(ManagedConnector::ShellIngress) && !all;
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         if http || shell {
-            let behind = Behind { microvm: handle.microvm_id, size: handle.size, http, shell };
+            let links = links.are_allowed(&handle.contract.image_arn.name);
+            let behind = Behind { microvm: handle.microvm_id, size: handle.size, http, shell, links };
             maps.by_endpoint.insert(handle.endpoint, behind);
         }
         maps.by_id.insert(handle.microvm_id, handle);

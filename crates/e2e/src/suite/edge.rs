@@ -1,7 +1,9 @@
 //! The data plane: who gets through, to which port, and what the app sees.
 
+use std::process::Command;
+
 use anyhow::{Context, ensure};
-use e2e::{HttpAnswer, Microvm, Stage, microvm::LOOPBACK_PORT};
+use e2e::{HttpAnswer, Microvm, Stage, microvm::LOOPBACK_PORT, server};
 use serde_json::{Value, json};
 
 use super::Test;
@@ -144,6 +146,27 @@ fn stripped(stage: &mut Stage) -> anyhow::Result<()> {
     ensure!(headers["host"] == json!(microvm.endpoint), "{headers:?}");
     ensure!(headers.contains_key("x-amzn-requestid") && !headers.contains_key("x-forwarded-for"), "{headers:?}");
     ensure!(seen["peer"] == "127.0.0.1", "{seen}");
+    follow_link(stage, &microvm)
+}
+
+/// As a browser does that was given what `pilotlight link` prints.
+fn follow_link(stage: &mut Stage, microvm: &Microvm) -> anyhow::Result<()> {
+    let link = Command::new(server::program())
+        .args(["link", &microvm.id, "--to", "/probe/echo", "--data-dir"])
+        .arg(stage.server.data_dir())
+        .output()?;
+    ensure!(link.status.success(), "{}", String::from_utf8_lossy(&link.stderr));
+    let link = String::from_utf8(link.stdout)?;
+    let path = link.trim().strip_prefix(&format!("https://{}", microvm.endpoint)).context("another endpoint")?;
+    let mut request = stage.request(microvm, path);
+    request["headers"] = json!({});
+    let led = stage.aws.ask(request)?;
+    ensure!(led.status == 303 && led.headers["location"] == "/probe/echo", "{led:?}");
+    let cookie = led.headers["set-cookie"].split(';').next().context("no cookie")?;
+    let mut request = stage.request(microvm, &led.headers["location"]);
+    request["headers"] = json!({"Cookie": format!("own=1; {cookie}")});
+    let seen = stage.aws.ask(request)?.json()?;
+    ensure!(seen["headers"]["cookie"] == "own=1", "{seen}");
     Ok(())
 }
 

@@ -15,6 +15,7 @@ mod floods;
 mod http2;
 mod lengths;
 mod limits;
+mod links;
 mod refusals;
 mod shells;
 mod slow;

@@ -76,6 +76,8 @@ pub struct OneMicrovm {
     pub microvm: MicrovmId,
     /// Do its connectors let shells in?
     pub has_shell: AtomicBool,
+    /// Does its image let people in by links?
+    pub has_links: AtomicBool,
     /// What a wake leads to; `None`: it has not yet.
     pub state: watch::Sender<Option<Result<VmId, Unavailable>>>,
     pub wakes: AtomicUsize,
@@ -85,8 +87,8 @@ pub struct OneMicrovm {
 #[async_trait::async_trait]
 impl Directory for OneMicrovm {
     async fn behind(&self, endpoint: &EndpointId) -> Option<Behind> {
-        let shell = self.has_shell.load(Ordering::SeqCst);
-        let behind = Behind { microvm: self.microvm, size: Size::DEFAULT, http: true, shell };
+        let (shell, links) = (self.has_shell.load(Ordering::SeqCst), self.has_links.load(Ordering::SeqCst));
+        let behind = Behind { microvm: self.microvm, size: Size::DEFAULT, http: true, shell, links };
         (*endpoint == self.endpoint).then_some(behind)
     }
 
@@ -205,6 +207,7 @@ impl World {
             endpoint: EndpointId::random(),
             microvm: MicrovmId::random(),
             has_shell: AtomicBool::new(true),
+            has_links: AtomicBool::new(false),
             state: watch::Sender::new(Some(Ok(vm))),
             wakes: AtomicUsize::new(0),
             touches: AtomicUsize::new(0),

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Accepts, chooses the subprotocol that its path names, tells what it was offered, and echoes.
-async fn echo(mut request: Request<Incoming>) -> Response<Body> {
+pub async fn echo(mut request: Request<Incoming>) -> Response<Body> {
     let headers = request.headers();
     assert!(headers["upgrade"].as_bytes().eq_ignore_ascii_case(b"websocket"));
     assert_eq!(headers["sec-websocket-version"], "13");
@@ -54,7 +54,7 @@ async fn world() -> (World, App) {
     (world, app)
 }
 
-fn handshake(world: &World, path: &str, offers: &str) -> Request<Body> {
+pub fn handshake(world: &World, path: &str, offers: &str) -> Request<Body> {
     Request::get(path)
         .header("host", world.host())
         .header("connection", "Upgrade")

@@ -1,7 +1,6 @@
 //! `pilotlight shell`: a shell in a microVM, as ssh would open one. It goes through the API and the microVM's endpoint, as
 //! any client does.
 
-mod api;
 mod escape;
 mod session;
 mod terminal;
@@ -9,11 +8,11 @@ mod trust;
 
 use std::process::ExitCode;
 
-use ::api::connector::ManagedConnector;
 use anyhow::Context;
+use api::connector::ManagedConnector;
 
-use self::{api::Access, session::End, terminal::Raw};
-use crate::{cli::ShellArguments, environment::quoted};
+use self::{session::End, terminal::Raw};
+use crate::{cli::ShellArguments, client::Access, environment::quoted};
 
 /// The exit code for whatever went wrong with the connection, as ssh has it: the shell's own are told apart from it.
 const LOST: u8 = 255;

@@ -2,8 +2,8 @@
 
 use std::io::Write;
 
-use ::api::subprotocol::{AUTHENTICATION, MARKER, SHELL};
 use anyhow::{Context, bail};
+use api::subprotocol::{AUTHENTICATION, MARKER, SHELL};
 use futures_util::{
     SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},

@@ -2,8 +2,8 @@
 
 use std::{path::Path, sync::Arc};
 
-use anyhow::{Context, ensure};
-use rustls::pki_types::{CertificateDer, ServerName};
+use anyhow::Context;
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -11,19 +11,6 @@ use crate::authorities;
 
 /// The port of endpoints that name none.
 const HTTPS: u16 = 443;
-
-/// The authorities of this machine and, beside them, those in a file.
-pub fn authorities(ca: Option<&Path>) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let mut roots = authorities::of_the_machine();
-    if let Some(path) = ca {
-        roots.extend(authorities::in_file(path).with_context(|| path.display().to_string())?);
-    }
-    ensure!(
-        !roots.is_empty(),
-        "there are no certificate authorities to trust: PILOTLIGHT_CA_BUNDLE names a file of them"
-    );
-    Ok(roots)
-}
 
 /// Connects to an endpoint.
 pub async fn connect(endpoint: &str, ca: Option<&Path>) -> anyhow::Result<TlsStream<TcpStream>> {
@@ -44,7 +31,7 @@ pub async fn connect(endpoint: &str, ca: Option<&Path>) -> anyhow::Result<TlsStr
     // One key, one packet.
     socket.set_nodelay(true)?;
     let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(authorities(ca)?);
+    roots.add_parsable_certificates(authorities::trusted(ca)?);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?

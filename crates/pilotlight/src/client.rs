@@ -14,8 +14,7 @@ use ureq::{
     tls::{Certificate, RootCerts, TlsConfig},
 };
 
-use super::trust;
-use crate::{access, cli::DataArguments, config::Config, running::Running};
+use crate::{access, authorities, cli::DataArguments, config::Config, running::Running};
 
 /// For one call; nothing that is called here waits for a microVM.
 const CALL_TIME_MAX: Duration = Duration::from_secs(30);
@@ -23,8 +22,8 @@ const CALL_TIME_MAX: Duration = Duration::from_secs(30);
 /// Longest answer that is read.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
-/// How long the token is good for, in minutes: the least there is. It is used at once, and a session outlives it.
-const TOKEN_MINUTES: u32 = 1;
+/// How long a shell's token is good for, in minutes: the least there is. It is used at once, and a session outlives it.
+const SHELL_MINUTES: u32 = 1;
 
 /// The variables that AWS's own clients read, and what a server of this machine says if they are not set.
 #[derive(Debug)]
@@ -76,8 +75,17 @@ impl Access {
 
     /// A token for a shell of a microVM.
     pub fn shell_token(&self, microvm: &str) -> anyhow::Result<String> {
-        let body = json!({"expirationInMinutes": TOKEN_MINUTES}).to_string();
-        let answer = self.call("POST", microvm, "/shell-auth-token", &body)?;
+        self.token(microvm, "/shell-auth-token", &json!({"expirationInMinutes": SHELL_MINUTES}))
+    }
+
+    /// A token for requests to a port of a microVM.
+    pub fn port_token(&self, microvm: &str, port: u16, minutes: u32) -> anyhow::Result<String> {
+        let ports = json!([{"port": port}]);
+        self.token(microvm, "/auth-token", &json!({"expirationInMinutes": minutes, "allowedPorts": ports}))
+    }
+
+    fn token(&self, microvm: &str, operation: &str, body: &Value) -> anyhow::Result<String> {
+        let answer = self.call("POST", microvm, operation, &body.to_string())?;
         let token = answer["authToken"]["X-aws-proxy-auth"].as_str();
         Ok(token.context("the API tells no token")?.to_owned())
     }
@@ -132,7 +140,7 @@ impl Access {
             .user_agent(concat!("pilotlight/", env!("CARGO_PKG_VERSION")))
             .timeout_global(Some(CALL_TIME_MAX));
         if self.url.starts_with("https://") {
-            let roots: Vec<_> = trust::authorities(self.ca.as_deref())?;
+            let roots: Vec<_> = authorities::trusted(self.ca.as_deref())?;
             let roots = roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
             let tls = TlsConfig::builder()
                 .root_certs(RootCerts::Specific(Arc::new(roots)))
