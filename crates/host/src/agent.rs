@@ -59,8 +59,11 @@ pub enum AgentError {
 pub enum Life {
     /// It was restored from a snapshot: the world has gone on without it.
     Begins,
-    /// It has been there all the time, and only its host is another.
+    /// It has been there all the time, but may have stood still for some of it, and its host is another.
     GoesOn,
+    /// It has run all the time, and only its host is another: nothing is to be made right, and whoever is connected to it,
+    /// an edge in a process of its own say, stays so.
+    Ran,
 }
 
 /// A control connection. Dropping it closes it.
@@ -138,16 +141,25 @@ impl Agent {
         self.ask(RequestBody::Start(app)).await
     }
 
-    /// Makes a guest's clock right and its random numbers its own; one that begins a new life loses its connections
-    /// to the outside.
-    pub async fn restored(&self, life: Life) -> Result<AppStatus, AgentError> {
+    /// Finds a guest and tells it what it has to know of where it is.
+    pub async fn greet(&self, life: Life) -> Result<AppStatus, AgentError> {
+        match life {
+            Life::Begins => self.restored(false).await,
+            Life::GoesOn => self.restored(true).await,
+            Life::Ran => self.status().await,
+        }
+    }
+
+    /// Makes a guest's clock right and its random numbers its own. It loses its connections: those of the host,
+    /// and, unless they are as good as before, those to the outside.
+    async fn restored(&self, outbound_lives: bool) -> Result<AppStatus, AgentError> {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
         let mut seed = [0u8; 32];
         rand::rng().fill_bytes(&mut seed);
         self.ask(RequestBody::Restored {
             unix_nanos: u64::try_from(since_epoch.as_nanos()).expect("the clock is before 2554"),
             seed: STANDARD.encode(seed),
-            outbound_lives: life == Life::GoesOn,
+            outbound_lives,
         })
         .await
     }

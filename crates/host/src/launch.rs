@@ -218,7 +218,7 @@ impl Restored {
             self.vm.resume().await.map_err(LaunchError::Resume)?;
             let agent = match self.greet(&app_log, life, patience).await {
                 // Its clock has been right all the time. It is called again for as long as it lives.
-                Err(LaunchError::Silent { .. }) if life == Life::GoesOn => Agent::absent(),
+                Err(LaunchError::Silent { .. }) if life != Life::Begins => Agent::absent(),
                 greeted => greeted?,
             };
             Ok((agent, app_log, console))
@@ -246,7 +246,7 @@ impl Restored {
             loop {
                 let greeted = async {
                     let agent = Agent::connect(&*self.namespace, Arc::clone(app_log)).await?;
-                    agent.restored(life).await?;
+                    agent.greet(life).await?;
                     Ok::<_, AgentError>(agent)
                 };
                 match greeted.await {

@@ -8,6 +8,8 @@ use api::{
     ids::MicrovmId,
 };
 
+use vmm::RunState;
+
 use crate::{
     agent::Life,
     files::{self, MicrovmFiles},
@@ -133,14 +135,24 @@ impl LocalHost {
                 tracing::warn!(microvm = %spec.microvm_id, %error, "cannot remove a half suspend snapshot");
             }
         };
-        // A half-written suspend snapshot is of no use: the VM still has everything.
-        remove(files.suspending().dir()).await;
+        // A half-written suspend snapshot is of no use: the VM still has everything. But it says that the guest may have stood
+        // still, and stays, or comes, until the guest knows: it may be set going and this daemon die before it is told.
+        let suspending = files.suspending();
+        let ran = !suspending.dir().exists() && matches!(vm.run_state().await, Ok(RunState::Running));
+        if !ran && let Err(error) = tokio::fs::create_dir_all(suspending.dir()).await {
+            tracing::warn!(microvm = %spec.microvm_id, %error, "cannot note that a guest stood still");
+        }
         // A used one is removed when its resume is complete; this one may not even have told the guest.
-        let life = if files.resumed().dir().exists() { Life::Begins } else { Life::GoesOn };
+        let life = match files.resumed().dir().exists() {
+            true => Life::Begins,
+            false if ran => Life::Ran,
+            false => Life::GoesOn,
+        };
         let machine = launch::adopt(&self.config, &*self.platform, spec, files, vm, &record, life)
             .await
             .map_err(|error| reason_of("it does not answer", &error))?;
         remove(files.resumed().dir()).await;
+        remove(suspending.dir()).await;
         Ok(machine)
     }
 
