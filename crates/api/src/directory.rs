@@ -44,8 +44,9 @@ pub struct Behind {
 /// Control, as the edge sees it.
 #[async_trait::async_trait]
 pub trait Directory: Send + Sync + 'static {
-    /// What is behind an endpoint; `None` if there is no such endpoint, or no connector lets anything in.
-    async fn behind(&self, endpoint: &EndpointId) -> Option<Behind>;
+    /// What is behind an endpoint; `None` if there is no such endpoint, or no connector lets anything in. That nobody can
+    /// tell just now is [`Unavailable::Late`].
+    async fn behind(&self, endpoint: &EndpointId) -> Result<Option<Behind>, Unavailable>;
 
     /// Returns once the microVM runs: at once if it does, after its launch, suspend or resume in progress, waking it if
     /// it is suspended and its policy says so. Many callers, one wake.

@@ -20,8 +20,8 @@ use crate::{
 
 #[async_trait::async_trait]
 impl Directory for Control {
-    async fn behind(&self, endpoint: &EndpointId) -> Option<Behind> {
-        self.shared.registry.behind(endpoint)
+    async fn behind(&self, endpoint: &EndpointId) -> Result<Option<Behind>, Unavailable> {
+        Ok(self.shared.registry.behind(endpoint))
     }
 
     async fn awake(&self, microvm: &MicrovmId) -> Result<VmId, Unavailable> {

@@ -172,7 +172,7 @@ async fn forward(
     let now = now();
     let opened = client.last_token.open(target.token, &shared.keys);
     let (claims, endpoint) = route::authenticate(&target, opened, now)?;
-    let behind = shared.directory.behind(&endpoint).await;
+    let behind = shared.directory.behind(&endpoint).await.map_err(Refusal::Unavailable)?;
     let (Behind { microvm, size, links, .. }, to) = route::admit(&claims, behind, &target)?;
     let (port, shell) = match to {
         To::App(port) => (port, None),

@@ -79,8 +79,8 @@ mod tests {
 
     #[async_trait::async_trait]
     impl Directory for Nowhere {
-        async fn behind(&self, _: &EndpointId) -> Option<Behind> {
-            None
+        async fn behind(&self, _: &EndpointId) -> Result<Option<Behind>, Unavailable> {
+            Ok(None)
         }
 
         async fn awake(&self, _: &MicrovmId) -> Result<VmId, Unavailable> {

@@ -43,10 +43,10 @@ struct Only {
 
 #[async_trait::async_trait]
 impl Directory for Only {
-    async fn behind(&self, endpoint: &EndpointId) -> Option<Behind> {
+    async fn behind(&self, endpoint: &EndpointId) -> Result<Option<Behind>, Unavailable> {
         let microvm = self.microvm;
         let behind = Behind { microvm, size: Size::DEFAULT, http: true, shell: false, links: false };
-        (*endpoint == self.endpoint).then_some(behind)
+        Ok((*endpoint == self.endpoint).then_some(behind))
     }
 
     async fn awake(&self, _: &MicrovmId) -> Result<VmId, Unavailable> {

@@ -45,7 +45,7 @@ async fn a_whole_life() {
     fixture.until_state(&id, State::Running).await;
 
     let endpoint = asked.endpoint.split('.').next().unwrap().parse().unwrap();
-    assert_eq!(fixture.control().behind(&endpoint).await.map(|behind| behind.microvm), Some(id));
+    assert_eq!(fixture.control().behind(&endpoint).await.map(|it| it.map(|behind| behind.microvm)), Ok(Some(id)));
     let vm = fixture.control().awake(&id).await.unwrap();
     assert_eq!(fixture.host.vm(&id), Found::Running(vm));
 
@@ -287,7 +287,7 @@ async fn an_endpoint_leads_to_what_its_connectors_let_in() {
         };
         let made = fixture.run(request).await.unwrap();
         let endpoint = made.endpoint.split('.').next().unwrap().parse().unwrap();
-        let behind = fixture.control().behind(&endpoint).await;
+        let behind = fixture.control().behind(&endpoint).await.unwrap();
         let told = behind.map(|behind| (behind.microvm, behind.http, behind.shell));
         assert_eq!(told, (http || shell).then_some((made.microvm_id, http, shell)), "{ingress:?}");
     }

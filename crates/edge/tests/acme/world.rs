@@ -39,8 +39,8 @@ struct Nowhere;
 
 #[async_trait::async_trait]
 impl Directory for Nowhere {
-    async fn behind(&self, _: &EndpointId) -> Option<Behind> {
-        None
+    async fn behind(&self, _: &EndpointId) -> Result<Option<Behind>, Unavailable> {
+        Ok(None)
     }
 
     async fn awake(&self, _: &MicrovmId) -> Result<VmId, Unavailable> {

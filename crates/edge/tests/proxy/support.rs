@@ -86,10 +86,10 @@ pub struct OneMicrovm {
 
 #[async_trait::async_trait]
 impl Directory for OneMicrovm {
-    async fn behind(&self, endpoint: &EndpointId) -> Option<Behind> {
+    async fn behind(&self, endpoint: &EndpointId) -> Result<Option<Behind>, Unavailable> {
         let (shell, links) = (self.has_shell.load(Ordering::SeqCst), self.has_links.load(Ordering::SeqCst));
         let behind = Behind { microvm: self.microvm, size: Size::DEFAULT, http: true, shell, links };
-        (*endpoint == self.endpoint).then_some(behind)
+        Ok((*endpoint == self.endpoint).then_some(behind))
     }
 
     async fn awake(&self, microvm: &MicrovmId) -> Result<VmId, Unavailable> {
