@@ -1,5 +1,7 @@
 //! What the edge asks: of control, which microVM is this and may it be woken; of a host, a byte stream to its app.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     ids::{EndpointId, MicrovmId, VmId},
     shell::{Shell, ShellError},
@@ -7,7 +9,7 @@ use crate::{
 };
 
 /// Why a microVM cannot take a request.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Unavailable {
     /// Suspended, and its policy does not let requests wake it.
     #[error("the microVM is suspended and does not resume by itself")]
@@ -27,7 +29,7 @@ pub enum Unavailable {
 }
 
 /// What is behind an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Behind {
     /// The microVM.
     pub microvm: MicrovmId,

@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod apart;
 pub mod arn;
 pub mod catalogue;
 pub mod connector;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use api::{
+    apart::Leaving,
     directory::{Behind, Directory, Unavailable},
     ids::{EndpointId, MicrovmId, VmId},
     microvms::MicrovmState as State,
@@ -37,6 +38,15 @@ impl Directory for Control {
 
     fn touch(&self, microvm: &MicrovmId) {
         self.shared.registry.touch(microvm);
+    }
+}
+
+#[async_trait::async_trait]
+impl Leaving for Control {
+    async fn left(&self, microvm: &MicrovmId, vm: &VmId) {
+        let Some(handle) = self.shared.registry.get(microvm) else { return };
+        // An error is the end of its driver: it has ended, or the daemon stops.
+        let _ = handle.status().wait_for(|status| status.vm_id != Some(*vm)).await;
     }
 }
 

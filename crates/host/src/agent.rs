@@ -131,6 +131,11 @@ impl Agent {
             .map_err(|_| AgentError::Connect(io::Error::from(io::ErrorKind::TimedOut)))
     }
 
+    /// Which generation it is of; `None`: it could not be asked.
+    pub fn generation(&self) -> Option<u32> {
+        self.generation
+    }
+
     /// Is it one in an old snapshot, which knows nothing of what came with this generation?
     pub fn is_older_than(&self, generation: u32) -> bool {
         self.generation.is_some_and(|own| own < generation)

@@ -4,7 +4,7 @@
 //! api::host::Host ─► LocalHost ─┬─ build      zip ─► root disk ─► booted app ─► snapshot
 //!                               ├─ verbs      run, suspend, resume, terminate
 //!                               └─ reconcile  after a restart
-//! api::directory::Dialer ─► a byte stream to an app, through the agent
+//! api::directory::Dialer ─► Way: a byte stream to an app, through the agent; for a process that is not the host as well
 //! ```
 //!
 //! All of it stands on a [`platform::Platform`]: `system` is this machine's, with its VMM and its network namespaces.
@@ -39,6 +39,8 @@ mod stream;
 mod system;
 mod tidy;
 mod verbs;
+mod way;
 
 pub use config::HostConfig;
 pub use local::{LocalHost, StartError};
+pub use way::Way;

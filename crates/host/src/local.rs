@@ -3,10 +3,10 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use api::{
+    apart::{Place, Resident, Residents},
     directory::{AppStream, DialError, Dialer},
     host::{
         BuildFailure, BuildReport, BuildSpec, Found, Holdings, Host, HostError, HostEvent, ImageRef, MicrovmSpec,
@@ -17,11 +17,9 @@ use api::{
     shell::{Shell, ShellError},
     size::Size,
 };
-use guest_protocol::{Purpose, SHELLS_SINCE};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
-    agent::{self, AgentError},
     capacity,
     config::HostConfig,
     ends,
@@ -30,16 +28,9 @@ use crate::{
     machine::{End, Machine},
     platform::Platform,
     ready::Ready,
-    shell,
-    stream::GuestStream,
     system::System,
+    way::Way,
 };
-
-/// How long a connection to the agent may take to open before the guest counts as unreachable.
-const DIAL_TIME_MAX: Duration = Duration::from_secs(10);
-
-/// The same for a shell, which has to start a program first. One that is not in memory yet takes an emulated guest seconds.
-const SHELL_OPEN_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// This machine.
 pub struct LocalHost {
@@ -105,6 +96,11 @@ impl LocalHost {
 
     pub(crate) fn machine(&self, microvm_id: &MicrovmId) -> Option<Arc<Machine>> {
         self.machines.lock().expect("no holder of this lock panics").get(microvm_id).cloned()
+    }
+
+    /// The machine, if it is this incarnation.
+    fn incarnation(&self, microvm_id: &MicrovmId, vm_id: &VmId) -> Option<Arc<Machine>> {
+        self.machine(microvm_id).filter(|machine| machine.vm_id == *vm_id)
     }
 
     /// Makes a running VM known, and watches it.
@@ -238,7 +234,7 @@ impl Host for LocalHost {
     }
 
     async fn usage(&self, microvm: &MicrovmId, vm: &VmId) -> Option<Usage> {
-        let machine = self.machine(microvm).filter(|machine| machine.vm_id == *vm)?;
+        let machine = self.incarnation(microvm, vm)?;
         let network_bytes = self.platform.network_bytes(machine.namespace.name())?;
         Some(Usage { cpu: machine.vm.cpu_time()?, network_bytes })
     }
@@ -255,61 +251,20 @@ impl Host for LocalHost {
 #[async_trait::async_trait]
 impl Dialer for LocalHost {
     async fn dial(&self, microvm: &MicrovmId, vm: &VmId, port: u16) -> Result<Box<dyn AppStream>, DialError> {
-        match self.open(microvm, vm, Purpose::Connect { port }, DIAL_TIME_MAX).await {
-            Ok(stream) => Ok(Box::new(stream)),
-            Err(NotOpen::Gone) => Err(DialError::Gone),
-            Err(NotOpen::Refused(_)) => Err(DialError::Refused { port }),
-            Err(NotOpen::Unreachable(error)) => Err(DialError::Unreachable(error)),
-        }
+        let machine = self.incarnation(microvm, vm).ok_or(DialError::Gone)?;
+        Way::to(&machine).dial(port).await
     }
 
     async fn shell(&self, microvm: &MicrovmId, vm: &VmId, command: Option<String>) -> Result<Shell, ShellError> {
-        let old = self.machine(microvm).is_some_and(|machine| machine.agent().is_older_than(SHELLS_SINCE));
-        if old {
-            let reason = "its image was built before there were shells: build a new version".to_owned();
-            return Err(ShellError::Refused { reason });
-        }
-        match self.open(microvm, vm, Purpose::Shell { command }, SHELL_OPEN_TIME_MAX).await {
-            Ok(stream) => Ok(shell::over(stream)),
-            Err(NotOpen::Gone) => Err(ShellError::Gone),
-            Err(NotOpen::Refused(reason)) => Err(ShellError::Refused { reason }),
-            Err(NotOpen::Unreachable(error)) => Err(ShellError::Unreachable(error)),
-        }
+        let machine = self.incarnation(microvm, vm).ok_or(ShellError::Gone)?;
+        Way::to(&machine).shell(command).await
     }
 }
 
-/// Why a connection into a guest is not open.
-enum NotOpen {
-    /// That VM is no more.
-    Gone,
-    /// The agent said no, in these words.
-    Refused(String),
-    /// It could not be reached.
-    Unreachable(std::io::Error),
-}
-
-impl LocalHost {
-    /// Opens a connection into this incarnation of a microVM, which ends with it.
-    async fn open(
-        &self,
-        microvm: &MicrovmId,
-        vm: &VmId,
-        purpose: Purpose,
-        time_max: Duration,
-    ) -> Result<GuestStream, NotOpen> {
-        let current = || self.machine(microvm).filter(|machine| machine.vm_id == *vm);
-        let machine = current().ok_or(NotOpen::Gone)?;
-        let opened = tokio::select! {
-            opened = agent::open(&*machine.namespace, purpose, time_max) => opened,
-            // Suspended or ended meanwhile: nobody will answer any more.
-            () = machine.over.cancelled() => return Err(NotOpen::Gone),
-        };
-        match opened {
-            Ok((stream, _)) => Ok(GuestStream::new(stream, machine.over.clone())),
-            Err(AgentError::Refused { reason }) => Err(NotOpen::Refused(reason)),
-            // The VM may have been suspended meanwhile.
-            Err(_) if current().is_none() => Err(NotOpen::Gone),
-            Err(error) => Err(NotOpen::Unreachable(std::io::Error::other(error))),
-        }
+impl Residents for LocalHost {
+    fn resident(&self, microvm: &MicrovmId, vm: &VmId) -> Option<Resident> {
+        let machine = self.incarnation(microvm, vm)?;
+        let place = Place { namespace: machine.namespace.name().to_owned(), agent: machine.agent().generation() };
+        Some(Resident { place, over: Box::pin(machine.over.clone().cancelled_owned()) })
     }
 }
