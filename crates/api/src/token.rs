@@ -3,7 +3,7 @@
 //! A token is a JWE in compact form, `{"kid":…,"alg":"dir","enc":"A256GCM"}`, as the real service's are (its shape was
 //! measured; its claims are opaque, so the claims here are our own).
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::{
@@ -170,17 +170,50 @@ struct Ring {
     older: Vec<TokenKey>,
 }
 
+impl Ring {
+    fn key(&self, kid: Uuid) -> Option<&TokenKey> {
+        std::iter::once(&self.newest).chain(&self.older).find(|key| key.kid == kid)
+    }
+}
+
+/// Gives the keys, the newest first, if they are others than when it was asked before.
+type Source = Box<dyn FnMut() -> Option<(TokenKey, Vec<TokenKey>)> + Send>;
+
 /// The keys of tokens. Whoever keeps them may replace them while tokens are made and opened.
 pub struct TokenKeys {
     // Read for every request and written once a day; nobody holds it for longer than it takes to clone what is in it.
     ring: RwLock<Arc<Ring>>,
+    /// Where they are from, if somebody else keeps them.
+    source: Option<Mutex<Source>>,
 }
 
 impl TokenKeys {
     /// Keys of which the newest seals. Which of them opens a token is told by the key's id in it.
     #[must_use]
     pub fn new(newest: TokenKey, older: Vec<TokenKey>) -> Self {
-        Self { ring: RwLock::new(Arc::new(Ring { newest, older })) }
+        Self { ring: RwLock::new(Arc::new(Ring { newest, older })), source: None }
+    }
+
+    /// Keys that somebody else keeps and replaces. The source is asked when a token names a key that is not among them, so it
+    /// has to be quick to say that they are the same. Until it gives some, nothing opens.
+    #[must_use]
+    pub fn following(source: impl FnMut() -> Option<(TokenKey, Vec<TokenKey>)> + Send + 'static) -> Self {
+        let mut secret = [0u8; 32];
+        SystemRandom::new().fill(&mut secret).expect("the kernel gives random bytes");
+        // A key that nobody has sealed anything with.
+        let keys = Self { source: Some(Mutex::new(Box::new(source))), ..Self::single(Uuid::new_v4(), secret) };
+        keys.look();
+        keys
+    }
+
+    /// Asks the source, if there is one.
+    pub fn look(&self) {
+        let Some(source) = &self.source else { return };
+        // Held until they are in place: who looks meanwhile finds them there.
+        let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((newest, older)) = source() {
+            self.replace(newest, older);
+        }
     }
 
     /// One key alone.
@@ -208,9 +241,12 @@ impl TokenKeys {
     /// Opens a token. The caller checks expiry, microVM and grant.
     pub fn open(&self, token: &str) -> Result<Claims, TokenError> {
         let sealed = Sealed::read(token)?;
-        let ring = self.ring();
-        let mut keys = std::iter::once(&ring.newest).chain(&ring.older);
-        keys.find(|key| key.kid == sealed.kid).ok_or(TokenError::Forged)?.open(sealed)
+        let mut ring = self.ring();
+        if ring.key(sealed.kid).is_none() {
+            self.look();
+            ring = self.ring();
+        }
+        ring.key(sealed.kid).ok_or(TokenError::Forged)?.open(sealed)
     }
 }
 
@@ -290,6 +326,27 @@ mod tests {
         assert_eq!([&[(80, 80)][..], &[(80, 80), (80, 80)]].map(only), [Some(80); 2]);
         assert_eq!([&[][..], &[(80, 81)], &[(80, 80), (81, 81)]].map(only), [None; 3]);
         assert_eq!(Ports::all().only(), None);
+    }
+
+    #[test]
+    fn keys_that_somebody_else_keeps_are_asked_for_when_a_token_names_another() {
+        let (give, given) = std::sync::mpsc::channel();
+        let (asked, asks) = (Arc::new(Mutex::new(0)), |asked: &Mutex<i32>| *asked.lock().unwrap());
+        let counted = Arc::clone(&asked);
+        let keys = TokenKeys::following(move || {
+            *counted.lock().unwrap() += 1;
+            given.try_recv().ok()
+        });
+        let token = TokenKeys::new(other(8, 8), vec![]).seal(&claims());
+        assert_eq!((keys.open(&token), asks(&asked)), (Err(TokenError::Forged), 2));
+        give.send((other(8, 8), vec![])).unwrap();
+        assert_eq!((keys.open(&token), keys.open(&token), asks(&asked)), (Ok(claims()), Ok(claims()), 3));
+        // One that names a key of ours and is not sealed with it is no reason to ask.
+        let forged = TokenKeys::new(other(8, 9), vec![]).seal(&claims());
+        assert_eq!((keys.open(&forged), asks(&asked)), (Err(TokenError::Forged), 3));
+        give.send((other(9, 9), vec![])).unwrap();
+        keys.look();
+        assert_eq!(keys.open(&token), Err(TokenError::Forged), "it is gone where they are kept");
     }
 
     proptest! {
