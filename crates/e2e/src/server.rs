@@ -71,6 +71,15 @@ impl Server {
         Self { program, arguments, child: None, data_dir, log, ports: None }
     }
 
+    /// A process that plays these roles with the data, the ports and the log of this server, which was started before and must
+    /// not run meanwhile; not started.
+    #[must_use]
+    pub fn with_roles(&self, roles: &str) -> Self {
+        let arguments = self.arguments.iter().cloned().chain(["--roles".to_owned(), roles.to_owned()]).collect();
+        let (program, data_dir, log) = (self.program.clone(), self.data_dir.clone(), self.log.clone());
+        Self { program, arguments, child: None, data_dir, log, ports: self.ports }
+    }
+
     /// Its data directory.
     #[must_use]
     pub fn data_dir(&self) -> &Path {
@@ -142,6 +151,9 @@ impl Server {
                 Ok(_) => {}
                 Err(_) => bail!("the server did not get ready; the end of its log:\n{}", self.log_tail()),
             }
+        }
+        if self.ports.is_some() {
+            return Ok(());
         }
         let facts = self.facts()?;
         let api: u16 = facts["api_url"]

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::firecracker_setup;
+use crate::{firecracker_setup, roles::Roles};
 
 /// AWS Lambda MicroVMs on your own machine.
 #[derive(Debug, Parser)]
@@ -19,7 +19,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Serve the API, the endpoints of microVMs, and S3 for code artifacts.
-    Serve(ServeArguments),
+    Serve(RolesArguments),
     /// Print the exports that point AWS clients at the running server: eval "$(pilotlight env)".
     Env(DataArguments),
     /// Print how to have browsers and other clients trust the endpoints' certificate.
@@ -264,7 +264,19 @@ pub struct AssetArguments {
     pub initramfs: Option<PathBuf>,
 }
 
-/// Flags of `serve`; each wins over its key in the configuration file.
+/// Flags of `serve`.
+#[derive(Debug, Clone, Args)]
+pub struct RolesArguments {
+    /// What this process does: control,host,edge in one; or control,host, and edge in another with the same configuration and
+    /// data directory, whose endpoints then go on while the former is restarted.
+    #[arg(long, value_name = "ROLES", default_value_t = Roles::All)]
+    pub roles: Roles,
+    /// The others.
+    #[command(flatten)]
+    pub serve: ServeArguments,
+}
+
+/// Flags of a server; each wins over its key in the configuration file.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArguments {
     /// The files.

@@ -4,12 +4,14 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod apart;
 mod authorities;
 mod ca;
 pub mod cli;
 mod client;
 pub mod config;
 mod doctor;
+mod door;
 mod environment;
 mod external;
 mod firecracker_setup;
@@ -18,6 +20,7 @@ mod iam;
 mod link;
 mod logs;
 mod metrics;
+pub mod roles;
 mod running;
 mod s3_access;
 mod serve;

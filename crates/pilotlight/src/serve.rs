@@ -1,4 +1,4 @@
-//! `pilotlight serve`: a server over this machine's VMs.
+//! `pilotlight serve`: a server over this machine's VMs, or one role of it.
 
 use std::sync::Arc;
 
@@ -8,18 +8,30 @@ use control::ControlConfig;
 use host::{HostConfig, LocalHost};
 
 use crate::{
-    cli::ServeArguments,
+    cli::RolesArguments,
     config::Config,
     doctor,
-    server::{self, Guests},
+    roles::Roles,
+    server::{self, EdgeIs, Guests},
 };
 
 /// Serves until SIGTERM or SIGINT.
-pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
-    let config = Config::load(&arguments)?;
+pub fn serve(arguments: RolesArguments) -> anyhow::Result<()> {
+    let config = Config::load(&arguments.serve)?;
+    let edge_is = match arguments.roles {
+        Roles::All => EdgeIs::Here,
+        _ if config.edge_port == 0 => bail!(
+            "edge_port is 0, which takes a free port; with --roles two processes have to know it, so give edge_port in the \
+             configuration, or --edge-port, a number"
+        ),
+        Roles::ControlAndHost | Roles::Edge => EdgeIs::Apart(|host: Arc<LocalHost>| host),
+    };
     server::log_to_stderr();
     if !rustix::process::geteuid().is_root() {
         bail!("serving microVMs needs root, for network namespaces and mounts: run it with sudo");
+    }
+    if arguments.roles == Roles::Edge {
+        return server::run_edge(&config);
     }
     let choice = doctor::choose(&config)?;
     for (what, path) in [("guest kernel", config.kernel(choice.driver)), ("guest initramfs", config.initramfs())] {
@@ -29,7 +41,7 @@ pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
     }
     let guests = Guests { name: choice.name.to_owned(), because: choice.because.clone() };
     let limits = ControlConfig { quotas: config.quotas.clone(), ..ControlConfig::default() };
-    server::run(&config, limits, &guests, async |artifacts| {
+    server::run(&config, limits, &guests, edge_is, async |artifacts| {
         let pager = std::env::current_exe().context("this program has no path")?.with_file_name("pilotlight-pager");
         let host = LocalHost::start(HostConfig {
             layout: Layout { data: config.data_dir.clone() },

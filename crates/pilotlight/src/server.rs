@@ -1,11 +1,10 @@
-//! A server: control, a host and the edge in one process, whatever the host runs its microVMs with.
+//! A server: control, a host and the edge, in one process or the edge in another, whatever the host runs its microVMs with.
 //!
 //! Files first, then what is left of the life before is looked at, then the doors open. At SIGTERM the doors close, what is
 //! in progress finishes, and running microVMs stay for the next server.
 
 use std::{
     fs::File,
-    net::SocketAddr,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -13,6 +12,7 @@ use std::{
 
 use anyhow::Context;
 use api::{
+    apart::Residents,
     directory::Dialer,
     host::{ArtifactSource, Host},
     sensitive::Sensitive,
@@ -22,26 +22,21 @@ use control::{
     audit::{self, Audit},
     auth::{AccessKey, Authenticator, Principals},
 };
-use edge::{Edge, EdgeConfig, Limits};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    access,
+    access, apart,
     config::Config,
+    door::{self, Door},
     external,
     gateway::Gateway,
-    metrics,
     running::Running,
     s3_access::Gate,
     storage::Storage,
-    tls::EndpointTls,
-    token_keys::{Keeper, LOOK_EVERY},
+    tls,
+    token_keys::{self, Keeper, LOOK_EVERY},
 };
 
 /// How long transitions of microVMs may take to finish once the server is to stop.
@@ -59,6 +54,14 @@ pub struct Guests {
     pub because: String,
 }
 
+/// Where the edge of a server is.
+pub enum EdgeIs<H> {
+    /// In its process.
+    Here,
+    /// In a process of its own, which is told by this where the host's VMs are.
+    Apart(fn(Arc<H>) -> Arc<dyn Residents>),
+}
+
 /// Logs to standard error, at the level `RUST_LOG` says.
 pub fn log_to_stderr() {
     tracing_subscriber::fmt()
@@ -72,25 +75,62 @@ pub fn run<H, S>(
     config: &Config,
     limits: ControlConfig,
     guests: &Guests,
+    edge_is: EdgeIs<H>,
     start: impl AsyncFnOnce(Arc<dyn ArtifactSource>) -> anyhow::Result<(Arc<H>, S)>,
 ) -> anyhow::Result<()>
 where
     H: Host + Dialer,
     S: Future<Output = ()>,
 {
-    std::fs::create_dir_all(&config.data_dir)
-        .with_context(|| format!("cannot make the data directory {}", config.data_dir.display()))?;
-    let _lock = lock(&config.data_dir)?;
+    make(&config.data_dir)?;
+    let _lock = lock(&config.data_dir, "lock", "server", "stop it")?;
+    let _edges = match edge_is {
+        EdgeIs::Here => Some(lock_edge(config, "stop it, or serve with --roles control,host beside it")?),
+        EdgeIs::Apart(_) => None,
+    };
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-    let result = runtime.block_on(serve(config, limits, guests, start));
+    let result = runtime.block_on(serve(config, limits, guests, edge_is, start));
     Running::retract(&config.data_dir);
     result
+}
+
+/// Serves the endpoints of a server that is another process, until SIGTERM or SIGINT.
+pub fn run_edge(config: &Config) -> anyhow::Result<()> {
+    make(&config.data_dir)?;
+    let _edges = lock_edge(config, "stop it")?;
+    tokio::runtime::Runtime::new().context("cannot start the runtime")?.block_on(serve_edge(config))
+}
+
+fn make(data_dir: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(data_dir).with_context(|| format!("cannot make the data directory {}", data_dir.display()))
+}
+
+async fn serve_edge(config: &Config) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let mut signals = Signals::new()?;
+    let door = Door::bind(config).await?;
+    let port = door.port();
+    let sealing_key = access::sealing_key(&config.data_dir)?;
+    let keys = Arc::new(apart::follow(token_keys::stored_path(&config.data_dir), sealing_key));
+    let _looking = AbortOnDropHandle::new(tokio::spawn(apart::drop_old(Arc::clone(&keys))));
+    let client = apart::Client::new(apart::Limits::standard(edge::Limits::standard().wake));
+    let (asking, socket) = (Arc::clone(&client), apart::socket_path(&config.data_dir));
+    let _asking = AbortOnDropHandle::new(tokio::spawn(async move { asking.run(&socket).await }));
+    let stop = CancellationToken::new();
+    let edge = door.open(config, Arc::clone(&client) as _, client, keys, stop.clone())?;
+    println!("endpoints  https://<uuid>.{}", endpoint_suffix(config, port));
+    println!("ready in {:.1} s", started.elapsed().as_secs_f64());
+    signals.next().await;
+    tracing::info!("stopping: letting what is in progress finish");
+    stop.cancel();
+    edge.closed().await
 }
 
 async fn serve<H, S>(
     config: &Config,
     limits: ControlConfig,
     guests: &Guests,
+    edge_is: EdgeIs<H>,
     start: impl AsyncFnOnce(Arc<dyn ArtifactSource>) -> anyhow::Result<(Arc<H>, S)>,
 ) -> anyhow::Result<()>
 where
@@ -99,23 +139,20 @@ where
 {
     let started = Instant::now();
     let data_dir = &config.data_dir;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = Signals::new()?;
 
-    let api_listener = bind(config.api_address).await.context("the API cannot be served")?;
+    let api_listener = door::bind(config.api_address).await.context("the API cannot be served")?;
     let api_address = api_listener.local_addr()?;
-    let edge_listeners = bind_edge(config).await?;
-    let metrics_listener = match config.metrics_address {
-        Some(address) => Some(bind(address).await.context("metrics cannot be served")?),
-        None => None,
+    let (door, residents_of) = match edge_is {
+        EdgeIs::Here => (Some(Door::bind(config).await?), None),
+        EdgeIs::Apart(residents_of) => (None, Some(residents_of)),
     };
-    let edge_port = edge_listeners[0].local_addr()?.port();
+    let edge_port = door.as_ref().map_or(config.edge_port, Door::port);
 
     let key = access::local_key(data_dir)?;
     let sealing_key = access::sealing_key(data_dir)?;
     let keeper = Keeper::open(data_dir, sealing_key.clone(), config.token_key_period())?;
     let token_keys = keeper.keys();
-    let tls = EndpointTls::open(config)?;
     let storage = Storage::open(data_dir)?;
     tracing::info!(guests = guests.name, because = guests.because, "chosen");
     let artifacts = match &config.artifacts {
@@ -161,82 +198,62 @@ where
         s3: storage.service(Gate { principals, region: config.region.clone() })?,
         audit: audit.clone(),
     };
-    let edge = Edge::new(
-        EdgeConfig { domain_suffix: config.endpoint_suffix(), limits: edge_limits(config) },
-        tls.served().server_config().context("TLS cannot be served")?,
-        Arc::clone(&control) as _,
-        Arc::clone(&host) as _,
-        token_keys,
-    );
-    // It ends with this: what is counted while the server stops is of no use to anybody.
-    let counted = edge.metrics().with_certificate(tls.served());
-    let _metrics =
-        metrics_listener.map(|listener| AbortOnDropHandle::new(tokio::spawn(metrics::serve(listener, counted))));
-    let edge = edge.listen_on(edge_listeners)?;
+    let edge = match door {
+        Some(door) => {
+            Some(door.open(config, Arc::clone(&control) as _, Arc::clone(&host) as _, token_keys, stop.clone())?)
+        }
+        None => None,
+    };
+    let desk = match residents_of {
+        Some(residents_of) => {
+            let limits = apart::Limits::standard(edge::Limits::standard().wake);
+            let desk = apart::Desk::new(Arc::clone(&control) as _, residents_of(Arc::clone(&host)), limits);
+            Some(tokio::spawn(desk.serve(apart::listen(data_dir)?, stop.clone())))
+        }
+        None => None,
+    };
     let api = tokio::spawn(gateway.serve(api_listener, stop.clone()));
-    let edge = tokio::spawn(edge.serve(stop.clone()));
 
     let running = Running {
         pid: std::process::id(),
         api_url: format!("http://{api_address}"),
         edge_port,
-        ca: tls.ca_path(),
+        ca: tls::trusted(config),
         region: config.region.clone(),
     };
-    let _following = AbortOnDropHandle::new(tokio::spawn(tls.follow()));
     let _keeping = AbortOnDropHandle::new(tokio::spawn(keeper.keep(LOOK_EVERY)));
     running.announce(data_dir)?;
     println!("API        {}", running.api_url);
-    println!("endpoints  https://<uuid>.{}", endpoint_suffix(config, edge_port));
+    let by = if desk.is_some() { ", by `pilotlight serve --roles edge`" } else { "" };
+    println!("endpoints  https://<uuid>.{}{by}", endpoint_suffix(config, edge_port));
     println!("guests     {}: {}", guests.name, guests.because);
     println!("ready in {:.1} s; point AWS clients here with: {}", started.elapsed().as_secs_f64(), env_line(data_dir));
 
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    signals.next().await;
     tracing::info!("stopping: letting what is in progress finish");
     Running::retract(data_dir);
     stop.cancel();
-    let (api, edge) = tokio::join!(api, edge);
+    let edge_closed = async {
+        match edge {
+            Some(edge) => edge.closed().await,
+            None => Ok(()),
+        }
+    };
+    let desk_closed = async {
+        match desk {
+            Some(desk) => desk.await.context("what answers the edge failed"),
+            None => Ok(()),
+        }
+    };
+    let (api, edge, desk) = tokio::join!(api, edge_closed, desk_closed);
     api.context("the API failed")?;
-    let drained = edge.context("the edge failed")?;
-    if drained.cut > 0 {
-        tracing::warn!(connections = drained.cut, "requests were still in progress at the end of the drain");
-    }
+    edge?;
+    desk?;
     control.drain(DRAIN_TIME_MAX).await;
     host_stopped.await;
     audit.stop();
     tracing::info!("stopped; running microVMs stay for the next server");
     Ok(())
-}
-
-/// The limits of the endpoints, fitted to what this process may have open; a quarter of that is for everything else.
-fn edge_limits(config: &Config) -> Limits {
-    let files = allow_open_files(config.edge.files().saturating_mul(4).div_ceil(3));
-    let (limits, lowered) = config.edge.limits(files - files / 4);
-    if lowered {
-        tracing::warn!(
-            files,
-            connections = limits.connections,
-            upstream_connections = limits.upstream_connections,
-            "this process may not have enough files open for edge.connections and edge.upstream_connections, so they are \
-             lowered; raise its limit (LimitNOFILE, ulimit -n), or lower the two"
-        );
-    }
-    limits
-}
-
-/// How many files this process may have open, after asking for so many. For no more than that: what it starts inherits it,
-/// and some programs in containers go through all descriptors there might be.
-fn allow_open_files(wanted: u64) -> u64 {
-    let limit = getrlimit(Resource::Nofile);
-    let (Some(current), maximum) = (limit.current, limit.maximum.unwrap_or(u64::MAX)) else { return u64::MAX };
-    let raised = wanted.min(maximum);
-    if raised <= current || setrlimit(Resource::Nofile, Rlimit { current: Some(raised), ..limit }).is_err() {
-        return current;
-    }
-    raised
 }
 
 fn env_line(data_dir: &Path) -> String {
@@ -255,9 +272,30 @@ fn endpoint_suffix(config: &Config, edge_port: u16) -> String {
     }
 }
 
+/// What ends a server.
+struct Signals(Signal, Signal);
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.0.recv() => {}
+            _ = self.1.recv() => {}
+        }
+    }
+}
+
+/// Two would only take each other's ports, and make each other's certificates.
+fn lock_edge(config: &Config, remedy: &str) -> anyhow::Result<File> {
+    lock(&config.data_dir, "edge.lock", "edge", remedy)
+}
+
 /// Two servers on one data directory would take each other's microVMs for orphans.
-fn lock(data_dir: &Path) -> anyhow::Result<File> {
-    let file = File::create(data_dir.join("lock")).context("cannot make the data directory's lock")?;
+fn lock(data_dir: &Path, name: &str, who: &str, remedy: &str) -> anyhow::Result<File> {
+    let file = File::create(data_dir.join(name)).context("cannot make the data directory's lock")?;
     let begin = Instant::now();
     loop {
         match file.try_lock() {
@@ -267,35 +305,11 @@ fn lock(data_dir: &Path) -> anyhow::Result<File> {
             Err(error) => {
                 return Err(error).with_context(|| {
                     format!(
-                        "another server runs with the data directory {}; stop it, or use another",
+                        "another {who} runs with the data directory {}; {remedy}, or use another",
                         data_dir.display()
                     )
                 });
             }
         }
     }
-}
-
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
-}
-
-/// The same port on every address, a free one if it is 0.
-async fn bind_edge(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
-    let mut port = config.edge_port;
-    let mut listeners = Vec::new();
-    for &address in &config.edge_addresses {
-        match bind(SocketAddr::new(address, port)).await {
-            Ok(listener) => {
-                port = listener.local_addr()?.port();
-                listeners.push(listener);
-            }
-            // A machine without IPv6 has no ::1, and its names do not resolve to it either.
-            Err(error) if address.is_ipv6() && address.is_loopback() && !listeners.is_empty() => {
-                tracing::warn!(error = format!("{error:#}"), "the endpoints are not served on {address}");
-            }
-            Err(error) => return Err(error.context("the endpoints cannot be served")),
-        }
-    }
-    Ok(listeners)
 }

@@ -33,7 +33,7 @@ pub struct EndpointTls {
 
 enum Source {
     /// The development authority.
-    Development(DevCa),
+    Development,
     /// Files.
     Files(Arc<Certificates>),
     /// An authority.
@@ -49,10 +49,7 @@ impl EndpointTls {
                 .context("the development certificate authority cannot be made")
         };
         Ok(match config.tls.as_ref().map(Tls::source).transpose()? {
-            None => {
-                let ca = development()?;
-                Self { served: ca.served(), source: Source::Development(ca) }
-            }
+            None => Self { served: development()?.served(), source: Source::Development },
             Some(TlsSource::Files(files)) => {
                 let files = Certificates::load(files, &suffix).context("tls.certificate and tls.key cannot be used")?;
                 Self { served: files.served(), source: Source::Files(files) }
@@ -69,18 +66,10 @@ impl EndpointTls {
         Arc::clone(&self.served)
     }
 
-    /// What clients have to trust, if that is nothing they would anyway.
-    pub fn ca_path(&self) -> Option<PathBuf> {
-        match &self.source {
-            Source::Development(ca) => Some(ca.ca_path().to_owned()),
-            Source::Files(_) | Source::Acme(_) => None,
-        }
-    }
-
     /// Sees to it that what is renewed is served, for as long as it is polled.
     pub async fn follow(self) -> Infallible {
         let certificates = match self.source {
-            Source::Development(_) => return std::future::pending().await,
+            Source::Development => return std::future::pending().await,
             Source::Acme(acme) => return acme.keep().await,
             Source::Files(certificates) => certificates,
         };
@@ -140,6 +129,11 @@ fn directory(data_dir: &Path) -> PathBuf {
     data_dir.join("tls")
 }
 
+/// What clients have to trust, if that is nothing they would anyway. It is made with the edge's first start.
+pub fn trusted(config: &Config) -> Option<PathBuf> {
+    config.tls.is_none().then(|| ca_path(&config.data_dir))
+}
+
 /// The development authority's certificate.
 pub fn ca_path(data_dir: &Path) -> PathBuf {
     ca::certificate_path(&directory(data_dir))
@@ -187,7 +181,7 @@ mod tests {
         let development =
             ca::load_or_create(&directory(&config.data_dir), &config.endpoint_suffix()).expect("it is there");
         assert_eq!(tls.served().expires(), development.served().expires());
-        assert_eq!(tls.ca_path(), None, "clients are to trust the authority");
+        assert_eq!(trusted(&config), None, "clients are to trust the authority");
     }
 
     #[test]

@@ -81,7 +81,8 @@ fn bound_to(kid: Uuid) -> String {
     format!("token-key/{kid}")
 }
 
-fn stored_path(data_dir: &Path) -> PathBuf {
+/// The file they are in.
+pub fn stored_path(data_dir: &Path) -> PathBuf {
     data_dir.join("secrets/token-keys.json")
 }
 
@@ -180,6 +181,13 @@ impl Keeper {
         }
         Ok(())
     }
+}
+
+/// What is in the file, for who does not keep it: the newest, and the ones before it.
+pub fn stored(path: &Path, sealing: &SealingKey) -> anyhow::Result<(TokenKey, Vec<TokenKey>)> {
+    let ring = read(path, sealing)?;
+    let (newest, older) = ring.split_first().expect("none is refused");
+    Ok((newest.usable(), older.iter().map(Key::usable).collect()))
 }
 
 fn read(path: &Path, sealing: &SealingKey) -> anyhow::Result<Vec<Key>> {

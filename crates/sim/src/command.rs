@@ -11,7 +11,7 @@ use control::{ControlConfig, Quotas};
 use pilotlight::{
     cli::ServeArguments,
     config::Config,
-    server::{self, Guests},
+    server::{self, EdgeIs, Guests},
 };
 
 #[derive(Debug, Parser)]
@@ -110,7 +110,7 @@ fn serve(arguments: &Arguments) -> anyhow::Result<()> {
         ..ControlConfig::default()
     };
     let guests = Guests { name: "pretend VMs".to_owned(), because: "this is the simulation".to_owned() };
-    server::run(&config, limits, &guests, async |artifacts| {
+    server::run(&config, limits, &guests, EdgeIs::Here, async |artifacts| {
         let host = PretendHost::new(Layout { data: config.data_dir.clone() }, artifacts, delays);
         Ok((host, std::future::ready(())))
     })

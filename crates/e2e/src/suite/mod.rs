@@ -2,6 +2,7 @@
 //! before the next one, so no test depends on another.
 
 mod access;
+mod apart;
 mod api;
 mod clocks;
 mod connectors;
@@ -66,6 +67,7 @@ pub fn trials() -> Vec<Trial> {
         faults::TESTS,
         ready::TESTS,
         survival::TESTS,
+        apart::TESTS,
         failpoints::TESTS,
     ]
     .into_iter()

@@ -1,0 +1,138 @@
+//! Where the clients of microVMs come in: the edge, with its listeners, its certificate and what it counts. In the process
+//! of control and the host, or in one of its own.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use anyhow::Context;
+use api::{
+    directory::{Dialer, Directory},
+    token::TokenKeys,
+};
+use edge::{Drained, Edge, EdgeConfig, Limits};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{config::Config, metrics, tls::EndpointTls};
+
+/// What is bound and read before anything else is begun.
+pub struct Door {
+    listeners: Vec<TcpListener>,
+    metrics: Option<TcpListener>,
+    tls: EndpointTls,
+    port: u16,
+}
+
+/// An edge that serves.
+pub struct Opened {
+    edge: JoinHandle<Drained>,
+    // They end with this: what is counted while the server stops is of no use to anybody.
+    _beside: Vec<AbortOnDropHandle<std::convert::Infallible>>,
+}
+
+impl Door {
+    /// Listens, and reads or makes the certificate.
+    pub async fn bind(config: &Config) -> anyhow::Result<Self> {
+        let listeners = bind_edge(config).await?;
+        let metrics = match config.metrics_address {
+            Some(address) => Some(bind(address).await.context("metrics cannot be served")?),
+            None => None,
+        };
+        let port = listeners[0].local_addr()?.port();
+        Ok(Self { listeners, metrics, tls: EndpointTls::open(config)?, port })
+    }
+
+    /// The port of the endpoints.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Serves until it is to stop.
+    pub fn open(
+        self,
+        config: &Config,
+        directory: Arc<dyn Directory>,
+        dialer: Arc<dyn Dialer>,
+        keys: Arc<TokenKeys>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Opened> {
+        let limits = edge_limits(config);
+        let edge_config = EdgeConfig { domain_suffix: config.endpoint_suffix(), limits };
+        let served = self.tls.served();
+        let tls = served.server_config().context("TLS cannot be served")?;
+        let edge = Edge::new(edge_config, tls, directory, dialer, keys);
+        let mut beside = vec![AbortOnDropHandle::new(tokio::spawn(self.tls.follow()))];
+        if let Some(listener) = self.metrics {
+            beside.push(AbortOnDropHandle::new(tokio::spawn(metrics::serve(
+                listener,
+                edge.metrics().with_certificate(served),
+            ))));
+        }
+        let edge = tokio::spawn(edge.listen_on(self.listeners)?.serve(stop));
+        Ok(Opened { edge, _beside: beside })
+    }
+}
+
+impl Opened {
+    /// Returns once it has stopped.
+    pub async fn closed(self) -> anyhow::Result<()> {
+        let drained = self.edge.await.context("the edge failed")?;
+        if drained.cut > 0 {
+            tracing::warn!(connections = drained.cut, "requests were still in progress at the end of the drain");
+        }
+        Ok(())
+    }
+}
+
+/// The limits of the endpoints, fitted to what this process may have open; a quarter of that is for everything else.
+fn edge_limits(config: &Config) -> Limits {
+    let files = allow_open_files(config.edge.files().saturating_mul(4).div_ceil(3));
+    let (limits, lowered) = config.edge.limits(files - files / 4);
+    if lowered {
+        tracing::warn!(
+            files,
+            connections = limits.connections,
+            upstream_connections = limits.upstream_connections,
+            "this process may not have enough files open for edge.connections and edge.upstream_connections, so they are \
+             lowered; raise its limit (LimitNOFILE, ulimit -n), or lower the two"
+        );
+    }
+    limits
+}
+
+/// How many files this process may have open, after asking for so many. For no more than that: what it starts inherits it,
+/// and some programs in containers go through all descriptors there might be.
+fn allow_open_files(wanted: u64) -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let (Some(current), maximum) = (limit.current, limit.maximum.unwrap_or(u64::MAX)) else { return u64::MAX };
+    let raised = wanted.min(maximum);
+    if raised <= current || setrlimit(Resource::Nofile, Rlimit { current: Some(raised), ..limit }).is_err() {
+        return current;
+    }
+    raised
+}
+
+/// Listens on an address.
+pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}
+
+/// The same port on every address, a free one if it is 0.
+async fn bind_edge(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
+    let mut port = config.edge_port;
+    let mut listeners = Vec::new();
+    for &address in &config.edge_addresses {
+        match bind(SocketAddr::new(address, port)).await {
+            Ok(listener) => {
+                port = listener.local_addr()?.port();
+                listeners.push(listener);
+            }
+            // A machine without IPv6 has no ::1, and its names do not resolve to it either.
+            Err(error) if address.is_ipv6() && address.is_loopback() && !listeners.is_empty() => {
+                tracing::warn!(error = format!("{error:#}"), "the endpoints are not served on {address}");
+            }
+            Err(error) => return Err(error.context("the endpoints cannot be served")),
+        }
+    }
+    Ok(listeners)
+}
