@@ -16,7 +16,7 @@ use crate::{
     connect::{ConnectError, Reach, Sender, Wants, Way},
     hold::{Deposit, Outgoing},
     pool::{AppAddress, Share},
-    refusal::{self, Refusal},
+    refusal::{self, Refusal, chain},
     server::Shared,
     shell::Wanted,
 };
@@ -33,6 +33,9 @@ const BEGINNING: usize = 64 * 1024;
 /// that it was resumed. The real service waits as long before it gives up.
 const LISTENS_WITHIN: Duration = Duration::from_secs(3);
 const LISTENS_PAUSE: Duration = Duration::from_millis(50);
+
+/// Between tries to reach a guest that was just woken, beside the time that each takes.
+const UNREACHABLE_PAUSE: Duration = Duration::from_millis(250);
 
 /// Where a request goes.
 #[derive(Debug, Clone, Copy)]
@@ -88,6 +91,12 @@ pub(crate) async fn exchange(
                 if woken.is_some_and(|woken| woken.elapsed() < LISTENS_WITHIN) =>
             {
                 tokio::time::sleep(LISTENS_PAUSE).await;
+                continue;
+            }
+            // It runs, and has no processor to itself yet: on a machine full of guests this takes its time.
+            Err(ConnectError::Refused(Refusal::Unreachable(error))) if woken.is_some() && Instant::now() < deadline => {
+                tracing::debug!(%microvm, cause = chain(&error), "a guest that was just woken is tried again");
+                tokio::time::sleep(UNREACHABLE_PAUSE).await;
                 continue;
             }
             Err(ConnectError::Refused(refusal)) => return Err(refusal),

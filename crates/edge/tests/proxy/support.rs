@@ -112,6 +112,8 @@ pub struct Ground {
     pub apps: Mutex<HashMap<(VmId, u16), SocketAddr>>,
     pub vms: Mutex<Vec<VmId>>,
     pub dials: AtomicUsize,
+    /// How many of the next do not reach the guest.
+    pub lost: AtomicUsize,
     /// Shells that were opened and that no test has looked at yet.
     pub shells: Mutex<Vec<GuestShell>>,
     /// Why there are no more.
@@ -125,6 +127,10 @@ impl Dialer for Ground {
     async fn dial(&self, _: &MicrovmId, vm: &VmId, port: u16) -> Result<Box<dyn AppStream>, DialError> {
         if !self.is_there(vm) {
             return Err(DialError::Gone);
+        }
+        let lose = |lost: usize| lost.checked_sub(1);
+        if self.lost.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose).is_ok() {
+            return Err(DialError::Unreachable(std::io::ErrorKind::TimedOut.into()));
         }
         let address = self.apps.lock().unwrap().get(&(*vm, port)).copied().ok_or(DialError::Refused { port })?;
         Ok(Box::new(TcpStream::connect(address).await.map_err(DialError::Unreachable)?))

@@ -82,6 +82,30 @@ async fn an_app_that_listens_a_moment_after_its_wake_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_guest_that_is_slow_after_its_wake_is_waited_for_until_the_deadline() {
+    let world = Arc::new(World::with(|limits| limits.wake = Duration::from_secs(2)).await);
+    let app = App::mirror().await;
+    let vm = world.vm();
+    world.place(8080, &app);
+    world.ground.lost.store(usize::MAX, Ordering::SeqCst);
+    // One that was not woken is not waited for.
+    assert_eq!((world.get("/").await.status().as_u16(), world.dials()), (502, 1));
+    for (lost, status) in [(usize::MAX, 502), (3, 200)] {
+        world.ground.lost.store(lost, Ordering::SeqCst);
+        world.directory.state.send_replace(None);
+        let (wakes, dials) = (world.wakes(), world.dials());
+        let answer = tokio::spawn({
+            let world = Arc::clone(&world);
+            async move { world.get("/").await.status().as_u16() }
+        });
+        until("a waiting request", || world.wakes() > wakes).await;
+        world.directory.state.send_replace(Some(Ok(vm)));
+        assert_eq!(answer.await.unwrap(), status);
+        assert!(world.dials() > dials + 3, "{} tries", world.dials() - dials);
+    }
+}
+
+#[tokio::test]
 async fn a_vm_that_is_gone_is_asked_for_again() {
     let world = World::new().await;
     let app = App::mirror().await;
