@@ -30,7 +30,7 @@ use tokio_util::{
     task::AbortOnDropHandle,
 };
 
-use crate::authority::{Authority, until};
+use crate::authority::{Authority, PATIENCE, until};
 
 pub const SUFFIX: &str = "lambda-microvm.eu-west-1.example.test";
 
@@ -132,7 +132,9 @@ impl Data {
     pub async fn start(&self) -> Server {
         let acme = self.open();
         let served = acme.served();
-        let config = EdgeConfig { domain_suffix: SUFFIX.to_owned(), limits: Limits::standard() };
+        // A connection is to be there before and after an order, however long that takes on a machine with much to do.
+        let limits = Limits { request_head: 10 * PATIENCE, ..Limits::standard() };
+        let config = EdgeConfig { domain_suffix: SUFFIX.to_owned(), limits };
         let keys = Arc::new(TokenKeys::single(uuid::Uuid::from_u128(1), [1; 32]));
         let edge = Edge::new(config, served.server_config().unwrap(), Arc::new(Nowhere), Arc::new(Nowhere), keys);
         let bound = edge.bind(&["127.0.0.1:0".parse().unwrap()]).await.unwrap();
