@@ -163,18 +163,22 @@ pub(crate) struct ClientIo<S> {
     head_limit: Duration,
     /// Running while a head is being waited for that has begun; on a new connection from the start.
     head_deadline: Option<Pin<Box<Sleep>>>,
+    /// Requests that had begun when it began to run: one more, and its head is there, even if it is answered already.
+    begun_before: usize,
 }
 
 impl<S> ClientIo<S> {
     pub(crate) fn new(inner: S, served: Served, head_limit: Duration) -> Self {
         let head_deadline = Some(Box::pin(tokio::time::sleep(head_limit)));
-        Self { inner, served, head_limit, head_deadline }
+        Self { inner, served, head_limit, head_deadline, begun_before: 0 }
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for ClientIo<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.served.is_busy() {
+        let begun = self.served.begun();
+        if begun != self.begun_before {
+            self.begun_before = begun;
             self.head_deadline = None;
         } else if let Some(deadline) = &mut self.head_deadline
             && deadline.as_mut().poll(cx).is_ready()

@@ -101,7 +101,8 @@ impl App {
 pub async fn read_head(socket: &mut TcpStream) -> Vec<u8> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        socket.read_buf(&mut head).await.unwrap();
+        let length = socket.read_buf(&mut head).await.unwrap();
+        assert!(length > 0, "an end instead of a head, after {}", String::from_utf8_lossy(&head));
     }
     head
 }

@@ -170,6 +170,22 @@ async fn a_client_that_stops_reading_is_cut_and_one_that_pauses_is_not() {
 }
 
 #[tokio::test]
+async fn a_connection_of_requests_that_are_answered_at_once_stays_open_between_them() {
+    let world = World::with(|limits| limits.request_head = Duration::from_millis(500)).await;
+    let mut tls = world.tls(&world.host()).await;
+    for _ in 0..3 {
+        // Without a token nobody is waited for.
+        tls.write_all(format!("GET / HTTP/1.1\r\nhost: {}\r\n\r\n", world.host()).as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"Request missing authentication") {
+            let length = timeout(SOON, tls.read_buf(&mut answer)).await.expect("an answer").unwrap();
+            assert!(length > 0, "an end after {}", String::from_utf8_lossy(&answer));
+        }
+        sleep(Duration::from_millis(400)).await;
+    }
+}
+
+#[tokio::test]
 async fn over_http2_who_takes_nothing_is_cut_though_the_socket_is_read() {
     let world = World::with(|limits| limits.client_stall = Duration::from_secs(1)).await;
     let (_app, mut ends) = talks(&world).await;
