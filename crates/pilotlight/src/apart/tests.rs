@@ -33,6 +33,8 @@ fn limits() -> Limits {
     Limits {
         ping_every: Duration::from_millis(50),
         silence: PATIENCE,
+        // Longer than a test waits: a connection that is closed was closed for another reason.
+        silence_of_edge: 2 * PATIENCE,
         connect_every: Duration::from_millis(5),
         ..Limits::standard(PATIENCE)
     }
@@ -211,6 +213,16 @@ impl Stage {
         }
     }
 
+    /// It is said that it takes nothing new.
+    async fn rests(&self, microvm: &MicrovmId) {
+        let rests = async {
+            while self.edge.known().running(microvm, true).is_some() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, rests).await.expect("in time");
+    }
+
     async fn is_gone(&self, microvm: &MicrovmId, vm: &VmId) {
         let gone = async {
             while self.reaches(microvm, vm).await {
@@ -261,13 +273,8 @@ async fn one_that_is_suspended_gets_nothing_new_and_its_streams_end_with_its_vm(
     let (_, microvm, first) = stage.world.launch();
     stage.awake(&microvm).await;
     stage.world.rest(microvm);
-    let waking = timeout(MOMENT, async {
-        // Until it is said that it rests, it may be found to run.
-        while stage.edge.awake(&microvm).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
-    });
-    assert!(waking.await.is_err(), "it waits");
+    stage.rests(&microvm).await;
+    assert!(timeout(MOMENT, stage.edge.awake(&microvm)).await.is_err(), "it waits");
     assert!(stage.reaches(&microvm, &first).await, "what is in progress goes on");
     stage.world.end(first);
     stage.is_gone(&microvm, &first).await;
@@ -283,12 +290,7 @@ async fn one_whose_suspend_failed_goes_on_as_it_was() {
     for _ in 0..3 {
         assert_eq!(stage.awake(&microvm).await, vm);
         stage.world.rest(microvm);
-        let rests = async {
-            while stage.edge.known().running(&microvm, true).is_some() {
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(PATIENCE, rests).await.expect("it is said each time");
+        stage.rests(&microvm).await;
         stage.world.change(|facts| _ = facts.running.insert(microvm, vm));
     }
     assert_eq!(stage.opened().len(), 1);
