@@ -22,6 +22,7 @@ use control::{
     audit::{self, Audit},
     auth::{AccessKey, Authenticator, Principals},
 };
+use futures_util::future::OptionFuture;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing_subscriber::EnvFilter;
@@ -29,7 +30,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     access, apart,
     config::Config,
-    door::{self, Door},
+    door::{self, Door, Opened},
     external,
     gateway::Gateway,
     running::Running,
@@ -113,7 +114,7 @@ async fn serve_edge(config: &Config) -> anyhow::Result<()> {
     let sealing_key = access::sealing_key(&config.data_dir)?;
     let keys = Arc::new(apart::follow(token_keys::stored_path(&config.data_dir), sealing_key));
     let _looking = AbortOnDropHandle::new(tokio::spawn(apart::drop_old(Arc::clone(&keys))));
-    let client = apart::Client::new(apart::Limits::standard(edge::Limits::standard().wake));
+    let client = apart::Client::new(apart::Limits::standard());
     let (asking, socket) = (Arc::clone(&client), apart::socket_path(&config.data_dir));
     let _asking = AbortOnDropHandle::new(tokio::spawn(async move { asking.run(&socket).await }));
     let stop = CancellationToken::new();
@@ -206,8 +207,8 @@ where
     };
     let desk = match residents_of {
         Some(residents_of) => {
-            let limits = apart::Limits::standard(edge::Limits::standard().wake);
-            let desk = apart::Desk::new(Arc::clone(&control) as _, residents_of(Arc::clone(&host)), limits);
+            let residents = residents_of(Arc::clone(&host));
+            let desk = apart::Desk::new(Arc::clone(&control) as _, residents, apart::Limits::standard());
             Some(tokio::spawn(desk.serve(apart::listen(data_dir)?, stop.clone())))
         }
         None => None,
@@ -233,22 +234,11 @@ where
     tracing::info!("stopping: letting what is in progress finish");
     Running::retract(data_dir);
     stop.cancel();
-    let edge_closed = async {
-        match edge {
-            Some(edge) => edge.closed().await,
-            None => Ok(()),
-        }
-    };
-    let desk_closed = async {
-        match desk {
-            Some(desk) => desk.await.context("what answers the edge failed"),
-            None => Ok(()),
-        }
-    };
-    let (api, edge, desk) = tokio::join!(api, edge_closed, desk_closed);
+    let (edge, desk) = (OptionFuture::from(edge.map(Opened::closed)), OptionFuture::from(desk));
+    let (api, edge, desk) = tokio::join!(api, edge, desk);
     api.context("the API failed")?;
-    edge?;
-    desk?;
+    edge.transpose()?;
+    desk.transpose().context("what answers the edge failed")?;
     control.drain(DRAIN_TIME_MAX).await;
     host_stopped.await;
     audit.stop();

@@ -58,8 +58,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The usual ones, for an edge that lets a request wait so long.
-    pub fn standard(patience: Duration) -> Self {
+    /// The usual ones.
+    pub fn standard() -> Self {
         Self {
             ping_every: Duration::from_secs(1),
             // Three signs of life missed. What is asked meanwhile waits so long, then for the next connection.
@@ -67,7 +67,8 @@ impl Limits {
             // Longer: it costs a few kilobytes, and the edge is better off when it is not the first to be given up.
             silence_of_edge: Duration::from_secs(10),
             connect_every: Duration::from_millis(200),
-            patience,
+            // As long as the edge lets a request wait for its microVM.
+            patience: edge::Limits::standard().wake,
             // Twice as many requests as the edge lets wait for microVMs.
             questions: 8192,
             // Some hundred bytes each.

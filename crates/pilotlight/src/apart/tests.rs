@@ -36,7 +36,8 @@ fn limits() -> Limits {
         // Longer than a test waits: a connection that is closed was closed for another reason.
         silence_of_edge: 2 * PATIENCE,
         connect_every: Duration::from_millis(5),
-        ..Limits::standard(PATIENCE)
+        patience: PATIENCE,
+        ..Limits::standard()
     }
 }
 
