@@ -136,11 +136,6 @@ impl Agent {
         self.generation
     }
 
-    /// Is it one in an old snapshot, which knows nothing of what came with this generation?
-    pub fn is_older_than(&self, generation: u32) -> bool {
-        self.generation.is_some_and(|own| own < generation)
-    }
-
     /// Starts the app.
     pub async fn start(&self, app: AppSpec) -> Result<AppStatus, AgentError> {
         self.ask(RequestBody::Start(app)).await
@@ -177,7 +172,7 @@ impl Agent {
     /// Keeps the guest's processes off its processors for as long as it takes to stop it; returns until when they are.
     /// There is none if they cannot be, which is no reason not to stop it.
     pub async fn park(&self) -> Option<Instant> {
-        if self.is_older_than(PARK_SINCE) {
+        if is_older(self.generation, PARK_SINCE) {
             return None;
         }
         let time_max = PARK_TIME_MAX.as_millis().try_into().expect("a moment");
@@ -224,6 +219,12 @@ impl Agent {
             Reply::Failed { reason } => Err(AgentError::Refused { reason: reason.chars().take(1000).collect() }),
         }
     }
+}
+
+/// Is an agent of this generation, as far as that is known, one in an old snapshot, which knows nothing of what came with the
+/// other?
+pub fn is_older(generation: Option<u32>, than: u32) -> bool {
+    generation.is_some_and(|generation| generation < than)
 }
 
 /// Opens a stream to a port of the app. [`AgentError::Refused`] means that nothing listens there.

@@ -82,7 +82,7 @@ impl Way {
 
     /// Opens a shell in the guest.
     pub async fn shell(&self, command: Option<String>) -> Result<Shell, ShellError> {
-        if self.generation.is_some_and(|generation| generation < SHELLS_SINCE) {
+        if agent::is_older(self.generation, SHELLS_SINCE) {
             let reason = "its image was built before there were shells: build a new version".to_owned();
             return Err(ShellError::Refused { reason });
         }
