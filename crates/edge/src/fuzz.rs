@@ -205,7 +205,9 @@ fn a_head_lets_nobody_in_but_with_the_token() {
         let Ok(uri) = format!("{base}{}", request.target.string()).parse::<Uri>() else { return };
         let headers = request.head.headers();
         let server_name = request.server_name.as_ref().map(Text::string);
-        let Ok(target) = route::read(method, &uri, version, &headers, server_name.as_deref(), SUFFIX) else { return };
+        let (upgrade, name) = (headers::upgrade(&headers), server_name.as_deref());
+        let read = route::read(method, &uri, version, &headers, upgrade.as_ref(), name, SUFFIX);
+        let Ok(target) = read else { return };
 
         assert_ne!(method, Method::CONNECT);
         assert_ne!(target.port, Some(0));

@@ -166,6 +166,7 @@ async fn forward(
         &head.uri,
         head.version,
         &head.headers,
+        upgrade.as_ref(),
         client.server_name.as_deref(),
         &shared.config.domain_suffix,
     )?;

@@ -13,10 +13,10 @@ use api::{
     ids::EndpointId,
     token::{Claims, Grant, Ports, TokenError},
 };
-use http::{HeaderMap, HeaderName, Method, Uri, Version, header, uri::Authority};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header, uri::Authority};
 
 use crate::{
-    headers, link,
+    link,
     refusal::Refusal,
     shell,
     websocket::{self, Offered},
@@ -114,7 +114,7 @@ pub(crate) fn endpoint_of(name: &str, suffix: &str) -> Option<EndpointId> {
 }
 
 /// The only value of a header; `Err` if there are several.
-pub(crate) fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h http::HeaderValue>, ()> {
+pub(crate) fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h HeaderValue>, ()> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (_, Some(_)) => Err(()),
@@ -122,12 +122,13 @@ pub(crate) fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Op
     }
 }
 
-/// Reads the head of a request that came in over TLS with this server name.
+/// Reads the head of a request that came in over TLS with this server name, and wants to change to that protocol, if any.
 pub(crate) fn read<'h>(
     method: &Method,
     uri: &'h Uri,
     version: Version,
     headers: &'h HeaderMap,
+    upgrade: Option<&HeaderValue>,
     server_name: Option<&str>,
     suffix: &str,
 ) -> Result<Target<'h>, Refusal> {
@@ -162,8 +163,7 @@ pub(crate) fn read<'h>(
     if single(headers, &header::CONTENT_LENGTH).is_err() {
         return Err(Refusal::Malformed("there are several lengths"));
     }
-    let upgrade = headers::upgrade(headers);
-    let is_websocket = upgrade.as_ref().is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let is_websocket = upgrade.is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
     let offered = if is_websocket { websocket::read(headers)? } else { Offered::default() };
     let port = match single(headers, &PORT) {
         Ok(None) => offered.port,
@@ -267,6 +267,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::headers;
 
     const SUFFIX: &str = "lambda-microvm.us-east-1.localhost";
     const LABEL: &str = "00000000-0000-4000-8000-000000000001";
@@ -276,7 +277,9 @@ mod tests {
     }
 
     fn status(headers: &HeaderMap, uri: &str, server_name: Option<&str>) -> u16 {
-        match read(&Method::GET, &uri.parse().unwrap(), Version::HTTP_11, headers, server_name, SUFFIX) {
+        let upgrade = headers::upgrade(headers);
+        let uri = uri.parse().unwrap();
+        match read(&Method::GET, &uri, Version::HTTP_11, headers, upgrade.as_ref(), server_name, SUFFIX) {
             Ok(_) => 200,
             Err(refusal) => refusal.status().as_u16(),
         }
@@ -424,8 +427,8 @@ mod tests {
         let host = format!("{LABEL}.{SUFFIX}");
         let by = |uri: &str, more: &[(&'static str, &str)]| {
             let headers = headers(&[&[("host", host.as_str())][..], more].concat());
-            let uri: Uri = uri.parse().unwrap();
-            let target = read(&Method::GET, &uri, Version::HTTP_11, &headers, None, SUFFIX);
+            let (uri, upgrade) = (uri.parse().unwrap(), headers::upgrade(&headers));
+            let target = read(&Method::GET, &uri, Version::HTTP_11, &headers, upgrade.as_ref(), None, SUFFIX);
             target.map(|target| (target.token.to_owned(), target.by)).ok()
         };
         let (field, cookie) = (("x-aws-proxy-auth", "f"), ("cookie", "__Host-pilotlight=c"));
@@ -448,7 +451,9 @@ mod tests {
         let for_shell = |method: Method, uri: &str, more: &[(&'static str, &str)]| {
             let mut headers = headers(&[("host", &host), ("x-aws-proxy-auth", "t"), ("connection", "Upgrade")]);
             headers.extend(self::headers(more));
-            read(&method, &uri.parse().unwrap(), Version::HTTP_11, &headers, None, SUFFIX).unwrap().for_shell
+            let (uri, upgrade) = (uri.parse().unwrap(), headers::upgrade(&headers));
+            let target = read(&method, &uri, Version::HTTP_11, &headers, upgrade.as_ref(), None, SUFFIX);
+            target.unwrap().for_shell
         };
         let upgrade = ("upgrade", "websocket");
         assert!(for_shell(Method::GET, "/shell", &[upgrade]));
