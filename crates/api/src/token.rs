@@ -3,7 +3,10 @@
 //! A token is a JWE in compact form, `{"kid":…,"alg":"dir","enc":"A256GCM"}`, as the real service's are (its shape was
 //! measured; its claims are opaque, so the claims here are our own).
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{
+    Arc, Mutex, PoisonError, RwLock,
+    atomic::{AtomicU64, Ordering},
+};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::{
@@ -183,6 +186,7 @@ type Source = Box<dyn FnMut() -> Option<(TokenKey, Vec<TokenKey>)> + Send>;
 pub struct TokenKeys {
     // Read for every request and written once a day; nobody holds it for longer than it takes to clone what is in it.
     ring: RwLock<Arc<Ring>>,
+    replaced: AtomicU64,
     /// Where they are from, if somebody else keeps them.
     source: Option<Mutex<Source>>,
 }
@@ -191,7 +195,7 @@ impl TokenKeys {
     /// Keys of which the newest seals. Which of them opens a token is told by the key's id in it.
     #[must_use]
     pub fn new(newest: TokenKey, older: Vec<TokenKey>) -> Self {
-        Self { ring: RwLock::new(Arc::new(Ring { newest, older })), source: None }
+        Self { ring: RwLock::new(Arc::new(Ring { newest, older })), replaced: AtomicU64::new(0), source: None }
     }
 
     /// Keys that somebody else keeps and replaces. The source is asked when a token names a key that is not among them, so it
@@ -226,6 +230,13 @@ impl TokenKeys {
     pub fn replace(&self, newest: TokenKey, older: Vec<TokenKey>) {
         // It is written in one step, so a poisoned lock is still good.
         *self.ring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Ring { newest, older });
+        self.replaced.fetch_add(1, Ordering::Release);
+    }
+
+    /// How often they were replaced. What a token was found to say need not hold once this is another: its key may be gone.
+    #[must_use]
+    pub fn replaced(&self) -> u64 {
+        self.replaced.load(Ordering::Acquire)
     }
 
     fn ring(&self) -> Arc<Ring> {

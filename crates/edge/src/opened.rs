@@ -12,6 +12,8 @@ pub(crate) struct LastToken(Mutex<Option<Opened>>);
 
 struct Opened {
     token: Box<str>,
+    /// By [`TokenKeys::replaced`].
+    keys: u64,
     claims: Arc<Claims>,
 }
 
@@ -20,13 +22,16 @@ impl LastToken {
     pub(crate) fn open(&self, token: &str, keys: &TokenKeys) -> Result<Arc<Claims>, TokenError> {
         // It is written in one step, so a poisoned lock is still good.
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before it is opened: if they are replaced meanwhile, it is opened once more.
+        let now = keys.replaced();
         if let Some(opened) = last.as_ref()
+            && opened.keys == now
             && same(opened.token.as_bytes(), token.as_bytes())
         {
             return Ok(Arc::clone(&opened.claims));
         }
         let claims = Arc::new(keys.open(token)?);
-        *last = Some(Opened { token: token.into(), claims: Arc::clone(&claims) });
+        *last = Some(Opened { token: token.into(), keys: now, claims: Arc::clone(&claims) });
         Ok(claims)
     }
 }
@@ -43,7 +48,7 @@ fn same(one: &[u8], other: &[u8]) -> bool {
 mod tests {
     use api::{
         ids::MicrovmId,
-        token::{Grant, Ports},
+        token::{Grant, Ports, TokenKey},
     };
     use uuid::Uuid;
 
@@ -68,5 +73,19 @@ mod tests {
         assert!(Arc::ptr_eq(&last.open(&one_token, &none).unwrap(), &opened));
         assert_eq!(*last.open(&other_token, &keys).unwrap(), other);
         assert_eq!(last.open(&one_token, &none), Err(TokenError::Forged));
+    }
+
+    #[test]
+    fn a_token_whose_key_is_gone_is_forgotten() {
+        let key = |id: u8| TokenKey::new(Uuid::from_u128(id.into()), [id; 32]);
+        let keys = TokenKeys::new(key(1), vec![]);
+        let grant = Grant::Http(Ports::all());
+        let token = keys.seal(&Claims { microvm_id: MicrovmId::random(), grant, expires_unix: 1 });
+        let last = LastToken::default();
+        last.open(&token, &keys).unwrap();
+        keys.replace(key(2), vec![key(1)]);
+        last.open(&token, &keys).unwrap();
+        keys.replace(key(2), vec![]);
+        assert_eq!(last.open(&token, &keys), Err(TokenError::Forged));
     }
 }
