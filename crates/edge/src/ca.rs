@@ -103,7 +103,6 @@ pub enum CaError {
 pub struct DevCa {
     ca_path: PathBuf,
     served: Arc<ServedCertificate>,
-    server_config: Arc<rustls::ServerConfig>,
 }
 
 impl DevCa {
@@ -117,12 +116,6 @@ impl DevCa {
     #[must_use]
     pub fn served(&self) -> Arc<ServedCertificate> {
         Arc::clone(&self.served)
-    }
-
-    /// TLS with it.
-    #[must_use]
-    pub fn server_config(&self) -> Arc<rustls::ServerConfig> {
-        Arc::clone(&self.server_config)
     }
 }
 
@@ -168,10 +161,8 @@ pub fn load_or_create(dir: &Path, domain_suffix: &str) -> Result<DevCa, CaError>
             pem
         }
     };
-    let unusable = |source| CaError::Use { path: server_path.clone(), source };
-    let served = ServedCertificate::new(certified(&server_pem).map_err(unusable)?);
-    let server_config = served.server_config().map_err(unusable)?;
-    Ok(DevCa { ca_path, served, server_config })
+    let served = certified(&server_pem).map_err(|source| CaError::Use { path: server_path, source })?;
+    Ok(DevCa { ca_path, served: ServedCertificate::new(served) })
 }
 
 fn certified(pem: &str) -> Result<Valid, rustls::Error> {

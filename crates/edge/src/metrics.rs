@@ -13,7 +13,7 @@ use std::{
 
 use http::StatusCode;
 
-use crate::{refusal::Fault, served::ServedCertificate, server::Shared};
+use crate::{refusal::Fault, server::Shared};
 
 /// A limit that something was refused by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,22 +90,13 @@ impl Counters {
 
 /// What an edge counts.
 #[derive(Clone)]
-pub struct Metrics {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) certificate: Option<Arc<ServedCertificate>>,
-}
+pub struct Metrics(pub(crate) Arc<Shared>);
 
 impl Metrics {
-    /// With the end of this certificate among them.
-    #[must_use]
-    pub fn with_certificate(self, certificate: Arc<ServedCertificate>) -> Self {
-        Self { certificate: Some(certificate), ..self }
-    }
-
     /// Everything, in Prometheus' text format (0.0.4).
     #[must_use]
     pub fn text(&self) -> String {
-        let Self { shared, certificate } = self;
+        let Self(shared) = self;
         let Counters { requests, refused, holds, wakes, to_app, to_client } = &*shared.counters;
         let mut page = Page::default();
         page.family(
@@ -138,14 +129,8 @@ impl Metrics {
         page.sample("connections", "", limits.connections - shared.served.available_permits());
         page.family("upstream_connections", "gauge", "Connections to apps, kept ones included");
         page.sample("upstream_connections", "", limits.upstream_connections - shared.upstream.available_permits());
-        if let Some(certificate) = certificate {
-            page.family(
-                "certificate_expires_seconds",
-                "gauge",
-                "End of the certificate that is served, as a Unix time",
-            );
-            page.sample("certificate_expires_seconds", "", certificate.expires().unix_timestamp());
-        }
+        page.family("certificate_expires_seconds", "gauge", "End of the certificate that is served, as a Unix time");
+        page.sample("certificate_expires_seconds", "", shared.certificate.expires().unix_timestamp());
         page.0
     }
 }

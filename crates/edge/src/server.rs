@@ -24,6 +24,7 @@ use crate::{
     metrics::{Counters, Metrics},
     pool::Pool,
     refusal::chain,
+    served::ServedCertificate,
     waiting::Waiting,
 };
 
@@ -61,6 +62,8 @@ pub struct Drained {
 pub(crate) struct Shared {
     pub(crate) config: EdgeConfig,
     pub(crate) tls: TlsAcceptor,
+    /// What `tls` resolves to.
+    pub(crate) certificate: Arc<ServedCertificate>,
     pub(crate) directory: Arc<dyn Directory>,
     pub(crate) dialer: Arc<dyn Dialer>,
     pub(crate) keys: Arc<TokenKeys>,
@@ -99,12 +102,11 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// An edge for this domain. The TLS configuration may resolve its certificates at each handshake, so that they can
-    /// be replaced while it runs.
+    /// An edge for this domain, which serves this certificate.
     #[must_use]
     pub fn new(
         config: EdgeConfig,
-        tls: Arc<rustls::ServerConfig>,
+        certificate: Arc<ServedCertificate>,
         directory: Arc<dyn Directory>,
         dialer: Arc<dyn Dialer>,
         keys: Arc<TokenKeys>,
@@ -120,7 +122,8 @@ impl Edge {
         Self {
             shared: Arc::new(Shared {
                 config,
-                tls: TlsAcceptor::from(tls),
+                tls: TlsAcceptor::from(certificate.server_config()),
+                certificate,
                 directory,
                 dialer,
                 keys,
@@ -141,7 +144,7 @@ impl Edge {
     /// What is counted, while it serves.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        Metrics { shared: Arc::clone(&self.shared), certificate: None }
+        Metrics(Arc::clone(&self.shared))
     }
 
     /// Serves one HTTP/1.1 connection that was accepted elsewhere and is plain by now, until it ends: for whoever has a way in of

@@ -58,15 +58,10 @@ impl Door {
     ) -> anyhow::Result<Opened> {
         let limits = edge_limits(config);
         let edge_config = EdgeConfig { domain_suffix: config.endpoint_suffix(), limits };
-        let served = self.tls.served();
-        let tls = served.server_config().context("TLS cannot be served")?;
-        let edge = Edge::new(edge_config, tls, directory, dialer, keys);
+        let edge = Edge::new(edge_config, self.tls.served(), directory, dialer, keys);
         let mut beside = vec![AbortOnDropHandle::new(tokio::spawn(self.tls.follow()))];
         if let Some(listener) = self.metrics {
-            beside.push(AbortOnDropHandle::new(tokio::spawn(metrics::serve(
-                listener,
-                edge.metrics().with_certificate(served),
-            ))));
+            beside.push(AbortOnDropHandle::new(tokio::spawn(metrics::serve(listener, edge.metrics()))));
         }
         let edge = tokio::spawn(edge.listen_on(self.listeners)?.serve(stop));
         Ok(Opened { edge, _beside: beside })

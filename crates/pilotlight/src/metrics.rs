@@ -60,12 +60,7 @@ fn answer(request: &Request<Incoming>, edge: &Metrics) -> Response<Body> {
 mod tests {
     use std::net::SocketAddr;
 
-    use api::{
-        directory::{AppStream, Behind, DialError, Dialer, Directory, Unavailable},
-        ids::{EndpointId, MicrovmId, VmId},
-        shell::{Shell, ShellError},
-        token::TokenKeys,
-    };
+    use api::token::TokenKeys;
     use edge::{Edge, EdgeConfig, Limits};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
@@ -73,33 +68,7 @@ mod tests {
     };
 
     use super::*;
-
-    /// Where nothing is.
-    struct Nowhere;
-
-    #[async_trait::async_trait]
-    impl Directory for Nowhere {
-        async fn behind(&self, _: &EndpointId) -> Result<Option<Behind>, Unavailable> {
-            Ok(None)
-        }
-
-        async fn awake(&self, _: &MicrovmId) -> Result<VmId, Unavailable> {
-            Err(Unavailable::Ended)
-        }
-
-        fn touch(&self, _: &MicrovmId) {}
-    }
-
-    #[async_trait::async_trait]
-    impl Dialer for Nowhere {
-        async fn dial(&self, _: &MicrovmId, _: &VmId, _: u16) -> Result<Box<dyn AppStream>, DialError> {
-            Err(DialError::Gone)
-        }
-
-        async fn shell(&self, _: &MicrovmId, _: &VmId, _: Option<String>) -> Result<Shell, ShellError> {
-            Err(ShellError::Gone)
-        }
-    }
+    use crate::apart;
 
     async fn ask(address: SocketAddr, path: &str) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
@@ -116,10 +85,12 @@ mod tests {
         let ca = edge::ca::load_or_create(dir.path(), "x.localhost").unwrap();
         let config = EdgeConfig { domain_suffix: "x.localhost".to_owned(), limits: Limits::standard() };
         let keys = Arc::new(TokenKeys::single(uuid::Uuid::from_u128(1), [1; 32]));
-        let edge = Edge::new(config, ca.server_config(), Arc::new(Nowhere), Arc::new(Nowhere), keys);
+        // Control and a host that nobody reaches.
+        let nobody = apart::Client::new(apart::Limits::standard());
+        let edge = Edge::new(config, ca.served(), Arc::clone(&nobody) as _, nobody, keys);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serving = tokio::spawn(serve(listener, edge.metrics().with_certificate(ca.served())));
+        let serving = tokio::spawn(serve(listener, edge.metrics()));
         let answer = ask(address, "/metrics").await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         assert!(answer.contains("\r\ncontent-type: text/plain; version=0.0.4"), "{answer}");

@@ -84,7 +84,7 @@ pub fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     let (limits, _) = Settings::default().limits(u64::MAX);
     let config = EdgeConfig { domain_suffix: DOMAIN.to_owned(), limits };
     let host = format!("{}.{DOMAIN}", only.endpoint);
-    let edge = Edge::new(config, ca.server_config(), Arc::clone(&only) as _, only, keys);
+    let edge = Edge::new(config, ca.served(), Arc::clone(&only) as _, only, keys);
     tokio::runtime::Runtime::new()?.block_on(async {
         let edge = edge.bind(&[([127, 0, 0, 1], 0).into()]).await?;
         let port = edge.local_addresses()[0].port();

@@ -136,7 +136,7 @@ impl Data {
         let limits = Limits { request_head: 10 * PATIENCE, ..Limits::standard() };
         let config = EdgeConfig { domain_suffix: SUFFIX.to_owned(), limits };
         let keys = Arc::new(TokenKeys::single(uuid::Uuid::from_u128(1), [1; 32]));
-        let edge = Edge::new(config, served.server_config().unwrap(), Arc::new(Nowhere), Arc::new(Nowhere), keys);
+        let edge = Edge::new(config, Arc::clone(&served), Arc::new(Nowhere), Arc::new(Nowhere), keys);
         let bound = edge.bind(&["127.0.0.1:0".parse().unwrap()]).await.unwrap();
         let address = bound.local_addresses()[0];
         let stop = CancellationToken::new();

@@ -207,7 +207,7 @@ impl World {
     /// A world with other limits; its microVM runs, without an app.
     pub async fn with(change: impl FnOnce(&mut Limits)) -> Self {
         let ca = tempfile::tempdir().unwrap();
-        let tls = edge::ca::load_or_create(ca.path(), SUFFIX).unwrap().server_config();
+        let certificate = edge::ca::load_or_create(ca.path(), SUFFIX).unwrap().served();
         let vm = VmId::random();
         let directory = Arc::new(OneMicrovm {
             endpoint: EndpointId::random(),
@@ -224,7 +224,8 @@ impl World {
         let mut limits = Limits::standard();
         change(&mut limits);
         let config = EdgeConfig { domain_suffix: SUFFIX.to_owned(), limits };
-        let edge = Edge::new(config, tls, Arc::clone(&directory) as _, Arc::clone(&ground) as _, Arc::clone(&keys));
+        let edge =
+            Edge::new(config, certificate, Arc::clone(&directory) as _, Arc::clone(&ground) as _, Arc::clone(&keys));
         let metrics = edge.metrics();
         let bound = edge.bind(&["127.0.0.1:0".parse().unwrap()]).await.unwrap();
         let address = bound.local_addresses()[0];

@@ -16,7 +16,7 @@ use api::{
 };
 use bytes::Bytes;
 use control::{Control, ControlConfig, Gauge, Simulation, auth::Caller};
-use edge::{Edge, EdgeConfig, Limits, ca};
+use edge::{Edge, EdgeConfig, Limits, ServedCertificate, ca};
 use failpoint::Listener;
 use host::{HostConfig, LocalHost};
 use http::{Request, StatusCode};
@@ -85,14 +85,14 @@ impl ArtifactSource for AnyArtifact {
     }
 }
 
-/// The edge's certificates are made once; nobody looks at them.
-fn tls() -> Arc<rustls::ServerConfig> {
-    static TLS: OnceLock<Arc<rustls::ServerConfig>> = OnceLock::new();
-    let tls = TLS.get_or_init(|| {
+/// The edge's certificate is made once; nobody looks at it.
+fn certificate() -> Arc<ServedCertificate> {
+    static CERTIFICATE: OnceLock<Arc<ServedCertificate>> = OnceLock::new();
+    let certificate = CERTIFICATE.get_or_init(|| {
         let dir = tempfile::tempdir().expect("there is a temporary directory");
-        ca::load_or_create(dir.path(), DOMAIN).expect("a certificate authority can be made").server_config()
+        ca::load_or_create(dir.path(), DOMAIN).expect("a certificate authority can be made").served()
     });
-    Arc::clone(tls)
+    Arc::clone(certificate)
 }
 
 /// Where the database of a life is. Each has a place of its own, because SQLite, in a thread of the life before, may still be
@@ -131,7 +131,7 @@ impl Server {
             Control::open(config, &path, on, Arc::clone(&keys)).await.map_err(|error| format!("{error:?}"))?;
         let edge = Edge::new(
             EdgeConfig { domain_suffix: DOMAIN.to_owned(), limits: Limits::standard() },
-            tls(),
+            certificate(),
             Arc::clone(&control) as _,
             Arc::clone(&host) as Arc<dyn Dialer>,
             Arc::clone(&keys),
