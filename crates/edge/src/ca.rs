@@ -32,7 +32,7 @@ use x509_parser::{
 };
 
 use crate::{
-    files,
+    files::{self, FileError},
     served::{self, ServedCertificate, Valid},
 };
 
@@ -59,16 +59,8 @@ pub enum CaError {
         suffix: String,
     },
     /// Reading or writing failed.
-    #[error("cannot {operation} {path}")]
-    File {
-        /// What was tried.
-        operation: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The authority's key is not readable. It is not replaced unasked, since trust stores may hold its certificate.
     #[error("{path} is not a private key; remove it to have a new authority made")]
     Key {
@@ -132,7 +124,7 @@ pub fn load_or_create(dir: &Path, domain_suffix: &str) -> Result<DevCa, CaError>
     if DnsName::try_from(suffix.as_str()).is_err() {
         return Err(CaError::Suffix { suffix: domain_suffix.to_owned() });
     }
-    fs::create_dir_all(dir).map_err(|source| file_error("create", dir, source))?;
+    fs::create_dir_all(dir).map_err(FileError::when("create", dir))?;
     let now = OffsetDateTime::now_utc();
     let key = load_or_create_key(&dir.join("ca.key"))?;
 
@@ -143,7 +135,7 @@ pub fn load_or_create(dir: &Path, domain_suffix: &str) -> Result<DevCa, CaError>
         None => {
             let sign = |source| CaError::Sign { what: "authority", source };
             let pem = ca_params(&key, &suffix, now).self_signed(&key).map_err(sign)?.pem();
-            replace(&ca_path, 0o644, pem.as_bytes())?;
+            files::replace(&ca_path, 0o644, pem.as_bytes())?;
             tracing::info!(path = %ca_path.display(), "development certificate authority made");
             pem
         }
@@ -156,7 +148,7 @@ pub fn load_or_create(dir: &Path, domain_suffix: &str) -> Result<DevCa, CaError>
         None => {
             let pem =
                 make_server(&ca_pem, &key, &suffix, now).map_err(|source| CaError::Sign { what: "server", source })?;
-            replace(&server_path, 0o600, pem.as_bytes())?;
+            files::replace(&server_path, 0o600, pem.as_bytes())?;
             tracing::info!(path = %server_path.display(), "server certificate made");
             pem
         }
@@ -279,39 +271,24 @@ fn load_or_create_key(path: &Path) -> Result<KeyPair, CaError> {
         return KeyPair::from_pem(&pem).map_err(unreadable);
     }
     let key = KeyPair::generate().map_err(|source| CaError::Sign { what: "authority", source })?;
-    let draft = files::write_draft(path, 0o600, key.serialize_pem().as_bytes())
-        .map_err(|source| file_error("write", path, source))?;
+    let draft = files::write_draft(path, 0o600, key.serialize_pem().as_bytes())?;
     // A link, unlike a rename, does not replace: of two processes that start at once, both use the first one's key.
     let linked = fs::hard_link(&draft, path);
-    fs::remove_file(&draft).map_err(|source| file_error("remove", &draft, source))?;
+    fs::remove_file(&draft).map_err(FileError::when("remove", &draft))?;
     match linked {
         Ok(()) => Ok(key),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let pem = fs::read_to_string(path).map_err(|source| file_error("read", path, source))?;
+            let pem = fs::read_to_string(path).map_err(FileError::when("read", path))?;
             KeyPair::from_pem(&pem).map_err(unreadable)
         }
-        Err(source) => Err(file_error("create", path, source)),
+        Err(error) => Err(FileError::when("create", path)(error).into()),
     }
 }
 
 fn read(path: &Path) -> Result<Option<String>, CaError> {
-    match fs::metadata(path) {
-        Ok(metadata) if metadata.len() > FILE_BYTES_MAX => {
-            return Err(file_error("read", path, io::ErrorKind::FileTooLarge.into()));
-        }
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(file_error("read", path, source)),
-    }
-    fs::read_to_string(path).map(Some).map_err(|source| file_error("read", path, source))
-}
-
-fn replace(path: &Path, mode: u32, content: &[u8]) -> Result<(), CaError> {
-    files::replace(path, mode, content).map_err(|source| file_error("replace", path, source))
-}
-
-fn file_error(operation: &'static str, path: &Path, source: io::Error) -> CaError {
-    CaError::File { operation, path: path.to_owned(), source }
+    let Some(content) = files::read_if_there(path, FILE_BYTES_MAX)? else { return Ok(None) };
+    let text = String::from_utf8(content).map_err(io::Error::other);
+    Ok(Some(text.map_err(FileError::when("read", path))?))
 }
 
 #[cfg(test)]

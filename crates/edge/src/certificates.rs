@@ -5,8 +5,7 @@
 //! until they do.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -16,7 +15,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem, pem::PemO
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::served::{self, ServedCertificate, Valid};
+use crate::{
+    files,
+    served::{self, ServedCertificate, Valid},
+};
 
 /// No chain or key is larger; whatever is, is the wrong file.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
@@ -207,14 +209,13 @@ impl Contents {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
-    let mut content = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut content))
-        .map_err(|source| CertificateError::Read { path: path.to_owned(), source })?;
-    if content.len() as u64 > FILE_BYTES_MAX {
-        return Err(CertificateError::TooLarge { path: path.to_owned() });
-    }
-    Ok(content)
+    files::read(path, FILE_BYTES_MAX).map_err(|source| {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::FileTooLarge => CertificateError::TooLarge { path },
+            _ => CertificateError::Read { path, source },
+        }
+    })
 }
 
 #[cfg(test)]

@@ -58,6 +58,7 @@ mod websocket;
 
 pub use certificates::{CertificateError, CertificateFiles, Certificates};
 pub use config::{EdgeConfig, Limits, NEVER, PerMicrovm};
+pub use files::FileError;
 pub use link::{LinkError, link};
 pub use metrics::Metrics;
 pub use served::ServedCertificate;

@@ -1,8 +1,7 @@
 //! The account with the authority: registered once, and kept.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -16,6 +15,7 @@ use super::{
     settings::AcmeSettings,
     store::{Store, StoreError},
 };
+use crate::files;
 
 const FILE: &str = "account.json";
 
@@ -140,8 +140,7 @@ fn decode(store: &Store, key: &str) -> Result<PrivatePkcs8KeyDer<'static>, Accou
 
 fn external_key(path: &Path) -> Result<Vec<u8>, AccountError> {
     let read = || {
-        let mut text = String::new();
-        File::open(path)?.take(KEY_FILE_BYTES_MAX).read_to_string(&mut text)?;
+        let text = String::from_utf8(files::read(path, KEY_FILE_BYTES_MAX)?).map_err(io::Error::other)?;
         let key = text.trim().trim_end_matches('=');
         let key = BASE64_URL_SAFE_NO_PAD.decode(key).map_err(io::Error::other)?;
         if key.is_empty() { Err(io::Error::other("it is empty")) } else { Ok(key) }

@@ -1,8 +1,8 @@
 //! What must survive, in files that root alone reads.
 
 use std::{
-    fs::{self, DirBuilder, File},
-    io::{self, Read},
+    fs::{self, DirBuilder},
+    io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
@@ -10,7 +10,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
-use crate::files;
+use crate::files::{self, FileError};
 
 /// No file of ours is larger; whatever is, is not ours.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
@@ -19,16 +19,8 @@ const FILE_BYTES_MAX: u64 = 256 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Reading or writing failed.
-    #[error("cannot {operation} {path}")]
-    File {
-        /// What was tried.
-        operation: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// It is not what this server has written.
     #[error("{path} is damaged; restore it, or remove it to begin anew")]
     Damaged {
@@ -59,11 +51,7 @@ impl Store {
             .take(64)
             .collect();
         let dir = all.join(format!("{host}-{number}"));
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|source| StoreError::File {
-            operation: "make",
-            path: dir.clone(),
-            source,
-        })?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(FileError::when("make", &dir))?;
         Ok(Self { dir })
     }
 
@@ -73,20 +61,7 @@ impl Store {
 
     /// What is in a file, if it is there. Does file I/O.
     pub(crate) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let path = self.path(name);
-        let read = || -> io::Result<Vec<u8>> {
-            let mut content = Vec::new();
-            File::open(&path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut content)?;
-            if content.len() as u64 > FILE_BYTES_MAX {
-                return Err(io::ErrorKind::FileTooLarge.into());
-            }
-            Ok(content)
-        };
-        match read() {
-            Ok(content) => Ok(Some(content)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(StoreError::File { operation: "read", path, source }),
-        }
+        Ok(files::read_if_there(&self.path(name), FILE_BYTES_MAX)?)
     }
 
     /// The same, as JSON.
@@ -100,10 +75,8 @@ impl Store {
     pub(crate) async fn write(&self, name: &str, content: Vec<u8>) -> Result<(), StoreError> {
         let path = self.path(name);
         let target = path.clone();
-        tokio::task::spawn_blocking(move || files::replace(&target, 0o600, &content))
-            .await
-            .unwrap_or_else(|error| Err(io::Error::other(error)))
-            .map_err(|source| StoreError::File { operation: "write", path, source })
+        let written = tokio::task::spawn_blocking(move || files::replace(&target, 0o600, &content)).await;
+        Ok(written.unwrap_or_else(|error| Err(FileError::when("write", &path)(io::Error::other(error))))?)
     }
 
     /// The same, as JSON.
