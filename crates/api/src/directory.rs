@@ -41,6 +41,9 @@ pub struct Behind {
     pub shell: bool,
     /// Its image lets people in by links, beyond the service.
     pub links: bool,
+    /// It has ended, or is about to: nobody need prepare anything for it.
+    #[serde(default)]
+    pub ended: bool,
 }
 
 /// Control, as the edge sees it.

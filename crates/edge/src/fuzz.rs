@@ -221,8 +221,14 @@ fn a_head_lets_nobody_in_but_with_the_token() {
             assert_eq!((method, uri.path()), (&Method::GET, "/shell"));
         }
 
-        let behind =
-            Behind { microvm: microvm(), size: Size::DEFAULT, http: true, shell: true, links: request.has_links };
+        let behind = Behind {
+            microvm: microvm(),
+            size: Size::DEFAULT,
+            http: true,
+            shell: true,
+            links: request.has_links,
+            ended: false,
+        };
         let admitted = route::authenticate(&target, KEYS.open(target.token), 999)
             .and_then(|(claims, found)| route::admit(&claims, (found == endpoint()).then_some(behind), &target));
         let Ok((_, to)) = admitted else { return };

@@ -349,7 +349,7 @@ mod tests {
     }
 
     fn behind(microvm: MicrovmId, http: bool, shell: bool) -> Option<Behind> {
-        Some(Behind { microvm, size: Size::DEFAULT, http, shell, links: false })
+        Some(Behind { microvm, size: Size::DEFAULT, http, shell, links: false, ended: false })
     }
 
     #[test]

@@ -45,7 +45,7 @@ struct Only {
 impl Directory for Only {
     async fn behind(&self, endpoint: &EndpointId) -> Result<Option<Behind>, Unavailable> {
         let microvm = self.microvm;
-        let behind = Behind { microvm, size: Size::DEFAULT, http: true, shell: false, links: false };
+        let behind = Behind { microvm, size: Size::DEFAULT, http: true, shell: false, links: false, ended: false };
         Ok((*endpoint == self.endpoint).then_some(behind))
     }
 

@@ -132,6 +132,11 @@ impl Handle {
         self.status.borrow().vm_id
     }
 
+    /// Whether it has ended, or is about to.
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.status.borrow().state, State::Terminating | State::Terminated)
+    }
+
     /// Restarts the idle clock.
     ///
     /// Who then looks at the status and finds a VM may use it: the driver, having published that it suspends, looks at the

@@ -17,7 +17,7 @@ use crate::links::Links;
 #[derive(Debug, Default)]
 struct Maps {
     by_id: HashMap<MicrovmId, Arc<Handle>>,
-    by_endpoint: HashMap<EndpointId, Behind>,
+    by_endpoint: HashMap<EndpointId, (Behind, Arc<Handle>)>,
 }
 
 /// Handles by id and by endpoint. A microVM that has ended stays for as long as its record does.
@@ -38,8 +38,8 @@ impl Registry {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         if http || shell {
             let links = links.are_allowed(&handle.contract.image_arn.name);
-            let behind = Behind { microvm: handle.microvm_id, size: handle.size, http, shell, links };
-            maps.by_endpoint.insert(handle.endpoint, behind);
+            let behind = Behind { microvm: handle.microvm_id, size: handle.size, http, shell, links, ended: false };
+            maps.by_endpoint.insert(handle.endpoint, (behind, Arc::clone(&handle)));
         }
         maps.by_id.insert(handle.microvm_id, handle);
     }
@@ -51,7 +51,9 @@ impl Registry {
 
     /// What is behind this endpoint.
     pub(crate) fn behind(&self, endpoint: &EndpointId) -> Option<Behind> {
-        self.maps.read().unwrap_or_else(PoisonError::into_inner).by_endpoint.get(endpoint).copied()
+        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
+        let (behind, handle) = maps.by_endpoint.get(endpoint)?;
+        Some(Behind { ended: handle.has_ended(), ..*behind })
     }
 
     /// Restarts a microVM's idle clock.

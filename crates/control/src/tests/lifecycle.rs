@@ -45,7 +45,8 @@ async fn a_whole_life() {
     fixture.until_state(&id, State::Running).await;
 
     let endpoint = asked.endpoint.split('.').next().unwrap().parse().unwrap();
-    assert_eq!(fixture.control().behind(&endpoint).await.map(|it| it.map(|behind| behind.microvm)), Ok(Some(id)));
+    let behind = async || fixture.control().behind(&endpoint).await.unwrap().map(|it| (it.microvm, it.ended));
+    assert_eq!(behind().await, Some((id, false)));
     let vm = fixture.control().awake(&id).await.unwrap();
     assert_eq!(fixture.host.vm(&id), Found::Running(vm));
 
@@ -64,7 +65,9 @@ async fn a_whole_life() {
     assert_ne!(fixture.control().awake(&id).await.unwrap(), vm, "a resumed microVM has a new VM");
 
     fixture.terminate(&id).await.unwrap();
+    assert_eq!(behind().await, Some((id, true)), "once it is on its way to that");
     fixture.until_state(&id, State::Terminated).await;
+    assert_eq!(behind().await, Some((id, true)));
     let ended = fixture.get(&id).await;
     assert_eq!(ended.state_reason.as_deref(), Some("Success."));
     assert!(ended.terminated_at.is_some());

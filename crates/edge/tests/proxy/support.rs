@@ -88,7 +88,7 @@ pub struct OneMicrovm {
 impl Directory for OneMicrovm {
     async fn behind(&self, endpoint: &EndpointId) -> Result<Option<Behind>, Unavailable> {
         let (shell, links) = (self.has_shell.load(Ordering::SeqCst), self.has_links.load(Ordering::SeqCst));
-        let behind = Behind { microvm: self.microvm, size: Size::DEFAULT, http: true, shell, links };
+        let behind = Behind { microvm: self.microvm, size: Size::DEFAULT, http: true, shell, links, ended: false };
         Ok((*endpoint == self.endpoint).then_some(behind))
     }
 

@@ -64,7 +64,7 @@ impl World {
 
     fn launch(&self) -> (EndpointId, MicrovmId, VmId) {
         let (endpoint, microvm) = (EndpointId::random(), MicrovmId::random());
-        let behind = Behind { microvm, size: Size::DEFAULT, http: true, shell: true, links: true };
+        let behind = Behind { microvm, size: Size::DEFAULT, http: true, shell: true, links: true, ended: false };
         self.change(|facts| _ = facts.behind.insert(endpoint, behind));
         (endpoint, microvm, self.wake(microvm))
     }
