@@ -77,12 +77,12 @@ pub enum CertificateError {
         source: rustls::Error,
     },
     /// It is for other names.
-    #[error("the certificate in {path} is not for the endpoints: it must be for '*.{suffix}'")]
+    #[error("the certificate in {path} is not for the endpoints: it must be for '{name}'")]
     Name {
         /// The file.
         path: PathBuf,
-        /// What the endpoints' names end with.
-        suffix: String,
+        /// The name that it must be for, with a star for all of them.
+        name: String,
         /// Why.
         #[source]
         source: rustls::Error,
@@ -109,7 +109,7 @@ pub enum CertificateError {
 #[derive(Debug)]
 pub struct Certificates {
     files: CertificateFiles,
-    suffix: String,
+    name: String,
     served: Arc<ServedCertificate>,
     /// What was in the files when they were last looked at, good or not.
     seen: Mutex<Contents>,
@@ -132,10 +132,10 @@ impl std::fmt::Debug for Contents {
 impl Certificates {
     /// Reads them for the first time. Does file I/O and must not run on an async thread.
     pub fn load(files: CertificateFiles, domain_suffix: &str) -> Result<Arc<Self>, CertificateError> {
-        let suffix = domain_suffix.trim_matches('.').to_ascii_lowercase();
+        let name = format!("*.{}", domain_suffix.trim_matches('.').to_ascii_lowercase());
         let seen = Contents::read(&files)?;
-        let served = seen.parse(&files, &suffix, OffsetDateTime::now_utc())?;
-        Ok(Arc::new(Self { files, suffix, served: ServedCertificate::new(served), seen: Mutex::new(seen) }))
+        let served = seen.parse(&files, &name, OffsetDateTime::now_utc())?;
+        Ok(Arc::new(Self { files, name, served: ServedCertificate::new(served), seen: Mutex::new(seen) }))
     }
 
     /// Looks at the files; whether there was something new in them, and it is served from now on. An error is told once for
@@ -147,7 +147,7 @@ impl Certificates {
             return Ok(false);
         }
         *seen = now;
-        let served = seen.parse(&self.files, &self.suffix, OffsetDateTime::now_utc())?;
+        let served = seen.parse(&self.files, &self.name, OffsetDateTime::now_utc())?;
         self.served.replace(served);
         Ok(true)
     }
@@ -169,11 +169,11 @@ impl Contents {
         Ok(Self { certificate: read(&files.certificate)?, key: read(&files.key)? })
     }
 
-    /// What can be served of it; its errors name the files.
+    /// What can be served of it, for this name, which may begin with a star; its errors name the files.
     pub(crate) fn parse(
         &self,
         files: &CertificateFiles,
-        suffix: &str,
+        name: &str,
         now: OffsetDateTime,
     ) -> Result<Valid, CertificateError> {
         let CertificateFiles { certificate: path, key: key_path } = files;
@@ -197,11 +197,11 @@ impl Contents {
         if now < from || now > to {
             return Err(CertificateError::Time { path: path.clone(), from, to });
         }
-        let endpoint = ServerName::try_from(format!("{SAMPLE}.{suffix}")).map_err(|_| malformed())?;
+        let endpoint = ServerName::try_from(name.replacen('*', SAMPLE, 1)).map_err(|_| malformed())?;
         let parsed = ParsedCertificate::try_from(&first).map_err(|_| malformed())?;
         verify_server_name(&parsed, &endpoint).map_err(|source| CertificateError::Name {
             path: path.clone(),
-            suffix: suffix.to_owned(),
+            name: name.to_owned(),
             source,
         })?;
         Ok(valid)

@@ -19,6 +19,7 @@ use crate::{
     client_io::{ClientIo, Served},
     config::HEADER_FIELDS_OF_LIBRARY,
     flood::Guarded,
+    handshake,
     proxy::{self, Client},
     refusal::chain,
     server::{Places, Shared},
@@ -43,23 +44,18 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpStream, places: Places
 }
 
 async fn serve_uncut(shared: Arc<Shared>, socket: TcpStream, places: Places, drain: CancellationToken) {
-    let limits = &shared.config.limits;
     if let Err(error) = tune(&socket) {
         tracing::debug!(cause = chain(&error), "socket options not set");
     }
-    let handshake = timeout(limits.tls_handshake, shared.tls.accept(socket));
     let tls = tokio::select! {
-        tls = handshake => tls,
+        tls = handshake::accept(&shared, socket, !places.is_refused()) => tls,
         () = drain.cancelled() => return,
     };
     let tls = match tls {
-        Ok(Ok(tls)) => tls,
-        Ok(Err(error)) => {
+        Ok(Some(tls)) => tls,
+        Ok(None) => return,
+        Err(error) => {
             tracing::debug!(fault = "client", cause = chain(&error), "TLS handshake failed");
-            return;
-        }
-        Err(_) => {
-            tracing::debug!(fault = "client", cause = "too slow", "TLS handshake failed");
             return;
         }
     };

@@ -2,7 +2,7 @@
 //!
 //! The life of a request:
 //!
-//! 1. `connection`: TCP accepted, TLS done, HTTP/2 or HTTP/1.1 read, all under the deadlines and sizes of [`Limits`].
+//! 1. `connection`: TCP accepted, TLS done (`handshake`), HTTP/2 or HTTP/1.1 read, all under the deadlines and sizes of [`Limits`].
 //! 2. `route`: which endpoint, which port, which token; may this token. Pure code: no I/O, no clock.
 //! 3. `upstream`: the [`Directory`](api::directory::Directory) is asked for a running VM (this is what wakes a suspended
 //!    microVM, and only an admitted request comes this far), then a kept-alive connection to that VM is taken from
@@ -37,6 +37,7 @@ mod flood;
 #[cfg(test)]
 mod fuzz;
 mod greeting;
+mod handshake;
 mod headers;
 mod hold;
 mod link;
@@ -61,6 +62,6 @@ pub use config::{EdgeConfig, Limits, NEVER, PerMicrovm};
 pub use files::FileError;
 pub use link::{LinkError, link};
 pub use metrics::Metrics;
-pub use served::ServedCertificate;
+pub use served::{Certificate, ServedCertificate};
 pub use server::{BindError, BoundEdge, Drained, Edge};
 pub use settings::{Settings, SettingsError};

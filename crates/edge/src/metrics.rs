@@ -13,7 +13,7 @@ use std::{
 
 use http::StatusCode;
 
-use crate::{refusal::Fault, server::Shared};
+use crate::{acme::Endpoints, refusal::Fault, served::Certificate, server::Shared};
 
 /// A limit that something was refused by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,8 +129,17 @@ impl Metrics {
         page.sample("connections", "", limits.connections - shared.served.available_permits());
         page.family("upstream_connections", "gauge", "Connections to apps, kept ones included");
         page.sample("upstream_connections", "", limits.upstream_connections - shared.upstream.available_permits());
-        page.family("certificate_expires_seconds", "gauge", "End of the certificate that is served, as a Unix time");
-        page.sample("certificate_expires_seconds", "", shared.certificate.expires().unix_timestamp());
+        match &shared.certificate {
+            Certificate::ForAll(certificate) => {
+                page.family(
+                    "certificate_expires_seconds",
+                    "gauge",
+                    "End of the certificate that is served, as a Unix time",
+                );
+                page.sample("certificate_expires_seconds", "", certificate.expires().unix_timestamp());
+            }
+            Certificate::ForEach(endpoints) => page.certificates(endpoints),
+        }
         page.0
     }
 }
@@ -142,6 +151,21 @@ impl Page {
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         writeln!(self.0, "# HELP pilotlight_edge_{name} {help}.\n# TYPE pilotlight_edge_{name} {kind}")
             .expect("a string takes all");
+    }
+
+    fn certificates(&mut self, endpoints: &Endpoints) {
+        let counts = &endpoints.counts;
+        self.family("certificates", "gauge", "Certificates of endpoints in memory");
+        self.sample("certificates", "", endpoints.held());
+        self.family("certificate_orders_total", "counter", "Certificates of endpoints that were to be ordered");
+        self.sample("certificate_orders_total", "{result=\"issued\"}", &counts.issued);
+        self.sample("certificate_orders_total", "{result=\"failed\"}", &counts.failed);
+        self.family(
+            "without_certificate_total",
+            "counter",
+            "Handshakes with an endpoint's name and no certificate for it",
+        );
+        self.sample("without_certificate_total", "", &counts.until_then);
     }
 
     fn sample(&mut self, name: &str, labels: &str, value: impl Display) {

@@ -24,7 +24,7 @@ use crate::{
     metrics::{Counters, Metrics},
     pool::Pool,
     refusal::chain,
-    served::ServedCertificate,
+    served::Certificate,
     waiting::Waiting,
 };
 
@@ -32,7 +32,7 @@ use crate::{
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// Rest after a failed accept: out of file descriptors, most likely, and trying harder does not help.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// An address that could not be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +62,8 @@ pub struct Drained {
 pub(crate) struct Shared {
     pub(crate) config: EdgeConfig,
     pub(crate) tls: TlsAcceptor,
-    /// What `tls` resolves to.
-    pub(crate) certificate: Arc<ServedCertificate>,
+    /// What `tls` resolves to, or is stood in for by.
+    pub(crate) certificate: Certificate,
     pub(crate) directory: Arc<dyn Directory>,
     pub(crate) dialer: Arc<dyn Dialer>,
     pub(crate) keys: Arc<TokenKeys>,
@@ -102,15 +102,16 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// An edge for this domain, which serves this certificate.
+    /// An edge for this domain, which serves this certificate, or one for each endpoint.
     #[must_use]
     pub fn new(
         config: EdgeConfig,
-        certificate: Arc<ServedCertificate>,
+        certificate: impl Into<Certificate>,
         directory: Arc<dyn Directory>,
         dialer: Arc<dyn Dialer>,
         keys: Arc<TokenKeys>,
     ) -> Self {
+        let certificate = certificate.into();
         let limits = &config.limits;
         let pool = Pool::new(limits.upstream_idle, limits.upstream_idle_per_port, limits.upstream_idle_total);
         let waiting = Waiting::new(limits.waiting_per_microvm, limits.waiting_total);

@@ -453,6 +453,8 @@ mod tests {
         let acme = "[tls.acme]\ndirectory = 'https://a.test/'\nterms_agreed = true\nhook = ['/hook']\n";
         with(files, "localhost").expect("files");
         with(acme, "example.test").expect("an authority");
+        let each = acme.replace("hook = ['/hook']", "challenge = 'http-01'\nhttp_listen = ['0.0.0.0:80', '[::1]:80']");
+        with(&each, "example.test").expect("an authority for each endpoint");
         for (tls, domain, words) in [
             ("", "example.test", "tls is empty"),
             ("key = 'k'", "example.test", "tls has one of certificate and key"),
@@ -460,6 +462,9 @@ mod tests {
             (&format!("key = 'k'\n{acme}"), "example.test", "tls has files and acme"),
             (acme, "localhost", "set domain"),
             (&acme.replace("true", "false"), "example.test", "tls.acme.terms_agreed"),
+            (&format!("{acme}challenge = 'tls-alpn-01'"), "example.test", "tls.acme.hook is for"),
+            (&each.replace("http-01", "tls-alpn-01"), "example.test", "tls.acme.http_listen is for"),
+            (&format!("{each}orders_per_hour = 0"), "example.test", "tls.acme.orders_per_hour is 0"),
         ] {
             let error = with(tls, domain).expect_err(words);
             assert!(error.contains(words), "{error}");

@@ -9,16 +9,22 @@ use api::{
     token::TokenKeys,
 };
 use edge::{Drained, Edge, EdgeConfig, Limits};
+use futures_util::future::OptionFuture;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{config::Config, metrics, tls::EndpointTls};
 
+/// The port of plain HTTP, where an authority looks for proofs.
+const HTTP: u16 = 80;
+
 /// What is bound and read before anything else is begun.
 pub struct Door {
     listeners: Vec<TcpListener>,
     metrics: Option<TcpListener>,
+    /// Where an authority looks for proofs over plain HTTP.
+    http: Vec<TcpListener>,
     tls: EndpointTls,
     port: u16,
 }
@@ -26,6 +32,7 @@ pub struct Door {
 /// An edge that serves.
 pub struct Opened {
     edge: JoinHandle<Drained>,
+    http: Option<JoinHandle<()>>,
     // They end with this: what is counted while the server stops is of no use to anybody.
     _beside: Vec<AbortOnDropHandle<std::convert::Infallible>>,
 }
@@ -39,7 +46,12 @@ impl Door {
             None => None,
         };
         let port = listeners[0].local_addr()?.port();
-        Ok(Self { listeners, metrics, tls: EndpointTls::open(config)?, port })
+        let tls = EndpointTls::open(config)?;
+        let http = match tls.wants_http() {
+            Some(_) => bind_http(config).await?,
+            None => Vec::new(),
+        };
+        Ok(Self { listeners, metrics, http, tls, port })
     }
 
     /// The port of the endpoints.
@@ -58,13 +70,17 @@ impl Door {
     ) -> anyhow::Result<Opened> {
         let limits = edge_limits(config);
         let edge_config = EdgeConfig { domain_suffix: config.endpoint_suffix(), limits };
-        let edge = Edge::new(edge_config, self.tls.served(), directory, dialer, keys);
+        let edge = Edge::new(edge_config, self.tls.certificate(), directory, dialer, keys);
+        let http = self
+            .tls
+            .wants_http()
+            .map(|endpoints| tokio::spawn(edge::acme::answer(endpoints, self.http, self.port, stop.clone())));
         let mut beside = vec![AbortOnDropHandle::new(tokio::spawn(self.tls.follow()))];
         if let Some(listener) = self.metrics {
             beside.push(AbortOnDropHandle::new(tokio::spawn(metrics::serve(listener, edge.metrics()))));
         }
         let edge = tokio::spawn(edge.listen_on(self.listeners)?.serve(stop));
-        Ok(Opened { edge, _beside: beside })
+        Ok(Opened { edge, http, _beside: beside })
     }
 }
 
@@ -72,6 +88,7 @@ impl Opened {
     /// Returns once it has stopped.
     pub async fn closed(self) -> anyhow::Result<()> {
         let drained = self.edge.await.context("the edge failed")?;
+        OptionFuture::from(self.http).await.transpose().context("what answers the ACME server failed")?;
         if drained.cut > 0 {
             tracing::warn!(connections = drained.cut, "requests were still in progress at the end of the drain");
         }
@@ -112,9 +129,25 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
 }
 
-/// The same port on every address, a free one if it is 0.
 async fn bind_edge(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
-    let mut port = config.edge_port;
+    bind_endpoints(config, config.edge_port).await.context("the endpoints cannot be served")
+}
+
+/// Where an authority looks: on port 80, wherever that is here.
+async fn bind_http(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
+    let told = config.tls.as_ref().and_then(|tls| tls.acme.as_ref()?.http_listen.as_ref());
+    let Some(addresses) = told else {
+        return bind_endpoints(config, HTTP).await.context("the ACME server cannot be answered (tls.acme.http_listen)");
+    };
+    let mut listeners = Vec::with_capacity(addresses.len());
+    for &address in addresses {
+        listeners.push(bind(address).await.context("tls.acme.http_listen")?);
+    }
+    Ok(listeners)
+}
+
+/// The same port on every address of the endpoints, a free one if it is 0.
+async fn bind_endpoints(config: &Config, mut port: u16) -> anyhow::Result<Vec<TcpListener>> {
     let mut listeners = Vec::new();
     for &address in &config.edge_addresses {
         match bind(SocketAddr::new(address, port)).await {
@@ -126,7 +159,7 @@ async fn bind_edge(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
             Err(error) if address.is_ipv6() && address.is_loopback() && !listeners.is_empty() => {
                 tracing::warn!(error = format!("{error:#}"), "the endpoints are not served on {address}");
             }
-            Err(error) => return Err(error.context("the endpoints cannot be served")),
+            Err(error) => return Err(error),
         }
     }
     Ok(listeners)

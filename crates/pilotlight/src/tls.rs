@@ -1,5 +1,5 @@
 //! The certificate of the endpoints: of the development authority, from files that somebody else renews, or from an authority
-//! that speaks ACME.
+//! that speaks ACME: one for all, or one for each.
 
 use std::{
     convert::Infallible,
@@ -12,8 +12,8 @@ use std::{
 
 use anyhow::{Context, ensure};
 use edge::{
-    Certificates, ServedCertificate,
-    acme::{Acme, AcmeSettings, Pauses, Place},
+    Certificate, Certificates,
+    acme::{Acme, AcmeSettings, Challenge, Endpoints, OnDemand, Pauses, Place},
     ca::{self, DevCa},
 };
 
@@ -25,9 +25,12 @@ use crate::{
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
+/// Where an authority looks for endpoints.
+const HTTPS: u16 = 443;
+
 /// The certificate, and where it is from.
 pub struct EndpointTls {
-    served: Arc<ServedCertificate>,
+    certificate: Certificate,
     source: Source,
 }
 
@@ -36,8 +39,10 @@ enum Source {
     Development,
     /// Files.
     Files(Arc<Certificates>),
-    /// An authority.
+    /// An authority, for all endpoints.
     Acme(Box<Acme>),
+    /// An authority, for each.
+    Endpoints(Arc<Endpoints>),
 }
 
 impl EndpointTls {
@@ -49,21 +54,33 @@ impl EndpointTls {
                 .context("the development certificate authority cannot be made")
         };
         Ok(match config.tls.as_ref().map(Tls::source).transpose()? {
-            None => Self { served: development()?.served(), source: Source::Development },
+            None => Self { certificate: development()?.served().into(), source: Source::Development },
             Some(TlsSource::Files(files)) => {
                 let files = Certificates::load(files, &suffix).context("tls.certificate and tls.key cannot be used")?;
-                Self { served: files.served(), source: Source::Files(files) }
+                Self { certificate: files.served().into(), source: Source::Files(files) }
+            }
+            Some(TlsSource::Acme(settings)) if settings.challenge == Challenge::Dns01 => {
+                let acme = open_acme(settings, config, &development()?)?;
+                Self { certificate: acme.served().into(), source: Source::Acme(Box::new(acme)) }
             }
             Some(TlsSource::Acme(settings)) => {
-                let acme = open_acme(settings, config, &development()?)?;
-                Self { served: acme.served(), source: Source::Acme(Box::new(acme)) }
+                let endpoints = open_endpoints(settings, config, &development()?)?;
+                Self { certificate: Arc::clone(&endpoints).into(), source: Source::Endpoints(endpoints) }
             }
         })
     }
 
     /// What the edge serves.
-    pub fn served(&self) -> Arc<ServedCertificate> {
-        Arc::clone(&self.served)
+    pub fn certificate(&self) -> Certificate {
+        self.certificate.clone()
+    }
+
+    /// Whose proofs an authority looks for over plain HTTP.
+    pub fn wants_http(&self) -> Option<Arc<Endpoints>> {
+        match &self.source {
+            Source::Endpoints(endpoints) if endpoints.want_http() => Some(Arc::clone(endpoints)),
+            _ => None,
+        }
     }
 
     /// Sees to it that what is renewed is served, for as long as it is polled.
@@ -71,6 +88,7 @@ impl EndpointTls {
         let certificates = match self.source {
             Source::Development => return std::future::pending().await,
             Source::Acme(acme) => return acme.keep().await,
+            Source::Endpoints(endpoints) => return endpoints.keep().await,
             Source::Files(certificates) => certificates,
         };
         loop {
@@ -101,6 +119,32 @@ fn open_acme(settings: AcmeSettings, config: &Config, until_then: &DevCa) -> any
             "tls.acme.hook: others may write to {program}; take that from them: chmod go-w {program}"
         );
     }
+    let place = place(&settings, config)?;
+    let (directory, until_then) = (settings.directory.clone(), until_then.served());
+    let acme = Acme::open(settings, place, Pauses::standard(), &until_then).context("tls.acme cannot be used")?;
+    if !acme.is_ready() {
+        tracing::warn!(
+            directory,
+            "the endpoints serve the development authority's certificate until there is one of the ACME server"
+        );
+    }
+    Ok(acme)
+}
+
+/// The same, for a certificate of each endpoint.
+fn open_endpoints(settings: AcmeSettings, config: &Config, until_then: &DevCa) -> anyhow::Result<Arc<Endpoints>> {
+    let place = place(&settings, config)?;
+    if settings.challenge == Challenge::TlsAlpn01 && config.edge_port != HTTPS {
+        tracing::warn!(
+            "the ACME server looks for proofs (tls-alpn-01) at port {HTTPS}, and edge_port is {}: the one has to lead to the other",
+            config.edge_port
+        );
+    }
+    Endpoints::open(settings, place, OnDemand::standard(), &until_then.served()).context("tls.acme cannot be used")
+}
+
+/// Where certificates of an authority are kept, and whom its server is believed by.
+fn place(settings: &AcmeSettings, config: &Config) -> anyhow::Result<Place> {
     let mut roots = authorities::of_the_machine();
     if let Some(path) = &settings.ca {
         let own = authorities::in_file(path).with_context(|| format!("tls.acme.ca: {}", path.display()))?;
@@ -112,16 +156,7 @@ fn open_acme(settings: AcmeSettings, config: &Config, until_then: &DevCa) -> any
          tls.acme.ca"
     );
     let dir = config.data_dir.join("secrets/acme");
-    let place = Place { dir, domain_suffix: config.endpoint_suffix(), roots };
-    let (directory, until_then) = (settings.directory.clone(), until_then.served());
-    let acme = Acme::open(settings, place, Pauses::standard(), &until_then).context("tls.acme cannot be used")?;
-    if !acme.is_ready() {
-        tracing::warn!(
-            directory,
-            "the endpoints serve the development authority's certificate until there is one of the ACME server"
-        );
-    }
-    Ok(acme)
+    Ok(Place { dir, domain_suffix: config.endpoint_suffix(), roots })
 }
 
 /// Where the development authority is.
@@ -157,12 +192,14 @@ mod tests {
             challenge: Challenge::Dns01,
             hook: vec![hook.to_str().expect("a path").to_owned()],
             hook_timeout_seconds: 1,
+            http_listen: None,
+            orders_per_hour: None,
             ca: None,
             external_account: None,
         };
         let tls = Some(Tls { certificate: None, key: None, acme: Some(acme) });
         let config = Config { data_dir: dir.join("data"), domain: "example.test".to_owned(), tls, ..Config::default() };
-        fs::create_dir(&config.data_dir).expect("a directory");
+        fs::create_dir_all(&config.data_dir).expect("a directory");
         // Some authority, on machines that have none.
         let other = ca::load_or_create(&dir.join("other"), "other.test").expect("an authority");
         change(config, |acme| acme.ca = Some(other.ca_path().to_owned()))
@@ -180,8 +217,21 @@ mod tests {
         let tls = EndpointTls::open(&config).expect("it starts");
         let development =
             ca::load_or_create(&directory(&config.data_dir), &config.endpoint_suffix()).expect("it is there");
-        assert_eq!(tls.served().expires(), development.served().expires());
+        let Certificate::ForAll(served) = tls.certificate() else { panic!("there is one for all") };
+        assert_eq!(served.expires(), development.served().expires());
         assert_eq!(trusted(&config), None, "clients are to trust the authority");
+    }
+
+    #[test]
+    fn endpoints_have_certificates_of_their_own_with_the_challenges_that_need_no_hook() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (challenge, http) in [(Challenge::TlsAlpn01, false), (Challenge::Http01, true)] {
+            let config =
+                change(with_authority(dir.path()), |acme| (acme.challenge, acme.hook) = (challenge, Vec::new()));
+            let tls = EndpointTls::open(&config).expect("it starts");
+            assert!(matches!(tls.certificate(), Certificate::ForEach(_)));
+            assert_eq!(tls.wants_http().is_some(), http);
+        }
     }
 
     #[test]

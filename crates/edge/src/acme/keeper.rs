@@ -1,6 +1,11 @@
 //! Sees to it that there is a certificate, and a newer one in time.
 
-use std::{convert::Infallible, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
@@ -9,8 +14,9 @@ use super::{
     account::{self, AccountError},
     client::{Client, ClientError},
     hook::Hook,
-    ledger::Ledger,
+    ledger::{self, Ledger},
     order::{self, Issued, OrderError},
+    proof::Dns,
     schedule::{self, Pauses},
     settings::AcmeSettings,
     store::{Store, StoreError},
@@ -23,6 +29,7 @@ use crate::{
 };
 
 const FILE: &str = "certificate.pem";
+const LEDGER: &str = "orders.json";
 
 /// How long is slept at a time: clocks are set, and machines sleep too.
 const SLEEP_MAX: Duration = Duration::from_secs(600);
@@ -53,6 +60,14 @@ pub enum AcmeError {
     /// The order failed.
     #[error(transparent)]
     Order(#[from] OrderError),
+    /// There may be no more orders just now.
+    #[error("tls.acme.orders_per_hour is {orders}, and as many were begun; the next may be at {next}")]
+    OrdersPerHour {
+        /// How many there may be.
+        orders: u32,
+        /// When there may be another one.
+        next: OffsetDateTime,
+    },
     /// What the authority has signed cannot be served.
     #[error("the ACME server's certificate cannot be served")]
     Certificate(#[from] CertificateError),
@@ -85,10 +100,10 @@ impl Acme {
         let suffix = place.domain_suffix.trim_matches('.').to_ascii_lowercase();
         let store = Store::open(&place.dir, &settings.directory)?;
         store.tidy();
-        let ledger = Ledger::open(store.clone())?;
+        let ledger = Ledger::open(store.clone(), LEDGER, ledger::ORDERS_PER_HOUR)?;
         let client = Client::new(&place.roots)?;
         let hook = Hook::new(settings.hook.clone(), Duration::from_secs(settings.hook_timeout_seconds.into()));
-        let current = match store.read(FILE)?.map(|pem| read(&store, pem, &suffix)) {
+        let current = match store.read(FILE)?.map(|pem| read(&store.path(FILE), pem, &format!("*.{suffix}"))) {
             None => None,
             Some(Ok(valid)) => Some(valid),
             Some(Err(error)) => {
@@ -158,9 +173,10 @@ impl Acme {
     async fn order(&mut self) -> Result<(), AcmeError> {
         let account = account::open(&self.store, &self.client, &self.settings).await?;
         let names = [format!("*.{}", self.suffix)];
-        let Issued { chain: mut pem, key } = order::obtain(&account, &names, &self.hook, &mut self.ledger).await?;
+        let mut proof = Dns { hook: &self.hook, ledger: &mut self.ledger };
+        let Issued { chain: mut pem, key } = order::obtain(&account, &names, &mut proof).await?;
         pem.push_str(&key);
-        let mut valid = read(&self.store, pem.clone().into_bytes(), &self.suffix)?;
+        let mut valid = read(&self.store.path(FILE), pem.clone().into_bytes(), &names[0])?;
         // A good part of a short life may be over already, as authorities date back; two thirds are of what is left.
         valid.from = valid.from.max(OffsetDateTime::now_utc());
         if let Err(error) = self.store.write(FILE, pem.into_bytes()).await {
@@ -191,11 +207,10 @@ impl Acme {
     }
 }
 
-/// What can be served of a chain and a key in one file.
-fn read(store: &Store, pem: Vec<u8>, suffix: &str) -> Result<Valid, CertificateError> {
-    let path = store.path(FILE);
-    let files = CertificateFiles { certificate: path.clone(), key: path };
-    Contents { certificate: pem.clone(), key: pem }.parse(&files, suffix, OffsetDateTime::now_utc())
+/// What can be served of a chain and a key in one file, for this name.
+pub(super) fn read(path: &Path, pem: Vec<u8>, name: &str) -> Result<Valid, CertificateError> {
+    let files = CertificateFiles { certificate: path.to_owned(), key: path.to_owned() };
+    Contents { certificate: pem.clone(), key: pem }.parse(&files, name, OffsetDateTime::now_utc())
 }
 
 /// By the clock on the wall.

@@ -1,5 +1,5 @@
-//! What was begun and is not over: orders that have not led to a certificate, and records that a hook was told to present.
-//! Written down before the step that it is about, so that a server which is killed again and again counts too.
+//! What was begun: orders, of which there may be so many within an hour, and records that a hook was told to present. Written
+//! down before the step that it is about, so that a server which is killed again and again counts too.
 
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
@@ -13,8 +13,6 @@ pub const ORDERS_PER_HOUR: usize = 4;
 /// Records beyond this are forgotten, the oldest first: a hook that never cleans up is no reason to remember for ever.
 const RECORDS_MAX: usize = 32;
 
-const FILE: &str = "orders.json";
-
 /// A TXT record that a hook presents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
@@ -24,7 +22,7 @@ pub(crate) struct Record {
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Entries {
-    /// When orders were begun, as Unix times, since the last one that led to a certificate.
+    /// When orders were begun, as Unix times: the last ones, and for one certificate those since it was there.
     begun: Vec<i64>,
     records: Vec<Record>,
 }
@@ -33,14 +31,16 @@ struct Entries {
 #[derive(Debug)]
 pub(crate) struct Ledger {
     store: Store,
+    file: &'static str,
+    orders_per_hour: usize,
     entries: Entries,
 }
 
 impl Ledger {
     /// Does file I/O and must not run on an async thread.
-    pub(crate) fn open(store: Store) -> Result<Self, StoreError> {
-        let entries = store.read_json(FILE)?.unwrap_or_default();
-        Ok(Self { store, entries })
+    pub(crate) fn open(store: Store, file: &'static str, orders_per_hour: usize) -> Result<Self, StoreError> {
+        let entries = store.read_json(file)?.unwrap_or_default();
+        Ok(Self { store, file, orders_per_hour, entries })
     }
 
     /// The first moment that an order may be begun.
@@ -50,7 +50,7 @@ impl Ledger {
         let within = |begun: &&i64| **begun > now.unix_timestamp() - hour && **begun <= now.unix_timestamp();
         let mut counted: Vec<i64> = self.entries.begun.iter().filter(within).copied().collect();
         counted.sort_unstable();
-        match counted.len().checked_sub(ORDERS_PER_HOUR) {
+        match counted.len().checked_sub(self.orders_per_hour) {
             None => now,
             Some(beyond) => OffsetDateTime::from_unix_timestamp(counted[beyond] + hour).unwrap_or(now),
         }
@@ -60,12 +60,12 @@ impl Ledger {
     pub(crate) async fn begin(&mut self, now: OffsetDateTime) -> Result<(), StoreError> {
         let begun = &mut self.entries.begun;
         begun.push(now.unix_timestamp());
-        let beyond = begun.len().saturating_sub(ORDERS_PER_HOUR);
+        let beyond = begun.len().saturating_sub(self.orders_per_hour);
         begun.drain(..beyond);
         self.save().await
     }
 
-    /// One has led to a certificate.
+    /// One has led to a certificate, and those before it count no more.
     pub(crate) async fn succeeded(&mut self) -> Result<(), StoreError> {
         self.entries.begun.clear();
         self.save().await
@@ -92,7 +92,7 @@ impl Ledger {
     }
 
     async fn save(&self) -> Result<(), StoreError> {
-        self.store.write_json(FILE, &self.entries).await
+        self.store.write_json(self.file, &self.entries).await
     }
 }
 
@@ -105,7 +105,7 @@ mod tests {
     const NOON: OffsetDateTime = datetime!(2026-01-01 12:00 UTC);
 
     fn ledger(dir: &tempfile::TempDir) -> Ledger {
-        Ledger::open(Store::open(dir.path(), "https://a.test/").unwrap()).unwrap()
+        Ledger::open(Store::open(dir.path(), "https://a.test/").unwrap(), "orders.json", 4).unwrap()
     }
 
     #[tokio::test]

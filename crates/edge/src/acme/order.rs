@@ -2,15 +2,9 @@
 
 use std::time::Duration;
 
-use instant_acme::{
-    Account, AuthorizationStatus, ChallengeType, Identifier, NewOrder, Order, OrderStatus, Problem, RetryPolicy,
-};
+use instant_acme::{Account, AuthorizationStatus, Identifier, NewOrder, Order, OrderStatus, Problem, RetryPolicy};
 
-use super::{
-    hook::{Hook, HookError},
-    ledger::{Ledger, Record},
-    store::StoreError,
-};
+use super::proof::{Proof, ProofError};
 
 /// How the authority is asked whether it is done: it looks from several places of the world, which takes seconds.
 const ASKING: RetryPolicy =
@@ -35,7 +29,7 @@ pub enum OrderError {
     },
     /// The proof could not be put up.
     #[error(transparent)]
-    Hook(#[from] HookError),
+    Proof(#[from] ProofError),
     /// The authority saw something else.
     #[error("the ACME server does not see the proof: {reasons}")]
     Unproven {
@@ -45,9 +39,6 @@ pub enum OrderError {
     /// It did not get to an end.
     #[error("the ACME server did not finish the order")]
     Unfinished(#[source] instant_acme::Error),
-    /// What is put up could not be written down.
-    #[error("the order cannot be written down")]
-    Store(#[from] StoreError),
 }
 
 impl OrderError {
@@ -66,22 +57,17 @@ pub(crate) struct Issued {
     pub(crate) key: String,
 }
 
-/// Orders a certificate for these names. What is put up for it is in the ledger before, and stays until it is cleaned up.
-pub(crate) async fn obtain(
-    account: &Account,
-    names: &[String],
-    hook: &Hook,
-    ledger: &mut Ledger,
-) -> Result<Issued, OrderError> {
+/// Orders a certificate for these names.
+pub(crate) async fn obtain(account: &Account, names: &[String], proof: &mut impl Proof) -> Result<Issued, OrderError> {
     let identifiers: Vec<_> = names.iter().cloned().map(Identifier::Dns).collect();
     let mut order = account.new_order(&NewOrder::new(&identifiers)).await.map_err(OrderError::New)?;
-    put_up(&mut order, hook, ledger).await?;
-    // Only now: the records of all names are of one zone, and it is seen once.
+    put_up(&mut order, proof).await?;
+    // Only now: the proofs of all names may be seen at once, as records of one zone are.
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization.map_err(OrderError::Authorization)?;
         if authorization.status == AuthorizationStatus::Pending
-            && let Some(mut challenge) = authorization.challenge(ChallengeType::Dns01)
+            && let Some(mut challenge) = authorization.challenge(proof.challenge().kind())
         {
             challenge.set_ready().await.map_err(OrderError::Authorization)?;
         }
@@ -98,7 +84,7 @@ pub(crate) async fn obtain(
     Ok(Issued { chain, key })
 }
 
-async fn put_up(order: &mut Order, hook: &Hook, ledger: &mut Ledger) -> Result<(), OrderError> {
+async fn put_up(order: &mut Order, proof: &mut impl Proof) -> Result<(), OrderError> {
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization.map_err(OrderError::Authorization)?;
@@ -107,15 +93,10 @@ async fn put_up(order: &mut Order, hook: &Hook, ledger: &mut Ledger) -> Result<(
             continue;
         }
         let name = authorization.identifier().to_string();
-        let Some(challenge) = authorization.challenge(ChallengeType::Dns01) else {
-            return Err(OrderError::NotOffered { name, challenge: "dns-01" });
+        let Some(challenge) = authorization.challenge(proof.challenge().kind()) else {
+            return Err(OrderError::NotOffered { name, challenge: proof.challenge().name() });
         };
-        let record = Record {
-            name: format!("_acme-challenge.{}", name.trim_start_matches("*.")),
-            value: challenge.key_authorization().dns_value(),
-        };
-        ledger.presenting(record.clone()).await?;
-        hook.present(&record).await?;
+        proof.put_up(&name, &challenge.token, &challenge.key_authorization()).await?;
     }
     Ok(())
 }

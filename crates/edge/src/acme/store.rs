@@ -55,6 +55,13 @@ impl Store {
         Ok(Self { dir })
     }
 
+    /// A directory of this name in it. Does file I/O and must not run on an async thread.
+    pub(crate) fn beneath(&self, name: &str) -> Result<Self, StoreError> {
+        let dir = self.path(name);
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(FileError::when("make", &dir))?;
+        Ok(Self { dir })
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
@@ -84,6 +91,20 @@ impl Store {
         let content =
             serde_json::to_vec(value).map_err(|source| StoreError::Damaged { path: self.path(name), source })?;
         self.write(name, content).await
+    }
+
+    /// The names of its files. Does file I/O.
+    pub(crate) fn names(&self) -> Result<Vec<String>, StoreError> {
+        let failed = || FileError::when("list", &self.dir);
+        let entries = fs::read_dir(&self.dir).map_err(failed())?;
+        let names = entries.map(|entry| entry.map(|entry| entry.file_name().into_string().ok()).transpose());
+        Ok(names.flatten().collect::<io::Result<_>>().map_err(failed())?)
+    }
+
+    /// Removes a file. Does file I/O.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.path(name);
+        Ok(fs::remove_file(&path).map_err(FileError::when("remove", &path))?)
     }
 
     /// Removes what a writer that was killed has left. Does file I/O.

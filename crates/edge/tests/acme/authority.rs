@@ -55,9 +55,12 @@ pub struct Authority {
     address: SocketAddr,
     management: SocketAddr,
     names: SocketAddr,
+    /// Where it looks for proofs: in handshakes, and over plain HTTP.
+    pub https: SocketAddr,
+    pub http: SocketAddr,
     /// Where records are set.
     pub records: SocketAddr,
-    _name_server: Child,
+    _name_server: Option<Child>,
     pebble: Option<Child>,
 }
 
@@ -74,26 +77,36 @@ impl Authority {
 
     /// Everything but the ACME server.
     pub async fn prepare(behaviour: Behaviour) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        make_certificate(dir.path());
-        let (names, records) = (free(), free());
+        let mut authority = Self::nobody();
+        authority.behaviour = behaviour;
+        let Self { names, records, .. } = authority;
         let name_server = Command::new("pebble-challtestsrv")
             .args(["-dns01", &names.to_string(), "-management", &records.to_string()])
-            .args(["-http01", "", "-https01", "", "-tlsalpn01", ""])
+            .args(["-http01", "", "-https01", "", "-tlsalpn01", "", "-defaultIPv6", ""])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()
             .unwrap();
+        authority._name_server = Some(name_server);
         listens(records).await;
+        authority
+    }
+
+    /// One that is never there.
+    pub fn nobody() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        make_certificate(dir.path());
         Self {
             dir,
-            behaviour,
+            behaviour: Behaviour::default(),
             address: free(),
             management: free(),
-            names,
-            records,
-            _name_server: name_server,
+            names: free(),
+            https: free(),
+            http: free(),
+            records: free(),
+            _name_server: None,
             pebble: None,
         }
     }
@@ -107,8 +120,8 @@ impl Authority {
             "managementListenAddress": self.management,
             "certificate": file("server.pem"),
             "privateKey": file("server.key"),
-            "httpPort": 1,
-            "tlsPort": 1,
+            "httpPort": self.http.port(),
+            "tlsPort": self.https.port(),
             "certificateValidityPeriod": seconds,
             "externalAccountBindingRequired": external.is_some(),
             "externalAccountMACKeys": external.iter().copied().collect::<std::collections::BTreeMap<_, _>>(),
@@ -170,6 +183,11 @@ impl Authority {
     /// What the ACME server says it did.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("pebble.log")).unwrap_or_default()
+    }
+
+    /// How many certificates were ordered.
+    pub fn orders(&self) -> usize {
+        self.log().matches("Added order").count()
     }
 
     /// How many accounts it registered.

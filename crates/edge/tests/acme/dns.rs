@@ -120,12 +120,11 @@ async fn an_authority_is_not_asked_again_and_again_for_what_it_refuses() {
     let failures = || data.log.text().matches("the endpoints keep the certificate they have").count();
     until("as many orders as may fail", || failures() == ORDERS_PER_HOUR).await;
     data.log.says(&format!("the ACME server does not see the proof: *.{SUFFIX}: API error: ")).await;
-    let orders = || authority.log().matches("Added order").count();
     // Pauses are far shorter here than this, and a server that starts anew counts on.
     server.kill();
     let again = data.start().await;
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-    assert_eq!((orders(), failures()), (ORDERS_PER_HOUR, ORDERS_PER_HOUR), "{}", authority.log());
+    assert_eq!((authority.orders(), failures()), (ORDERS_PER_HOUR, ORDERS_PER_HOUR), "{}", authority.log());
     assert_eq!(authority.actions(), ["present", "cleanup"].repeat(ORDERS_PER_HOUR));
     again.connect(data.development()).await.unwrap();
 }

@@ -2,4 +2,5 @@
 
 mod authority;
 mod dns;
+mod endpoints;
 mod world;

@@ -1,6 +1,7 @@
 //! An edge that serves what a keeper of certificates gets, clients of it, and what is logged meanwhile.
 
 use std::{
+    collections::HashMap,
     io::{self, Write},
     net::SocketAddr,
     sync::{Arc, Mutex},
@@ -11,11 +12,12 @@ use api::{
     directory::{AppStream, Behind, DialError, Dialer, Directory, Unavailable},
     ids::{EndpointId, MicrovmId, VmId},
     shell::{Shell, ShellError},
+    size::Size,
     token::TokenKeys,
 };
 use edge::{
-    Edge, EdgeConfig, Limits, ServedCertificate,
-    acme::{Acme, AcmeSettings, Challenge, Pauses, Place},
+    Certificate, Edge, EdgeConfig, Limits, ServedCertificate,
+    acme::{Acme, AcmeSettings, Challenge, Endpoints, OnDemand, Pauses, Place},
     ca,
 };
 use rustls::RootCertStore;
@@ -34,13 +36,30 @@ use crate::authority::{Authority, PATIENCE, until};
 
 pub const SUFFIX: &str = "lambda-microvm.eu-west-1.example.test";
 
-/// Where nothing is.
-struct Nowhere;
+/// Endpoints that lead nowhere, and whether what was behind them has ended.
+#[derive(Default)]
+pub struct Known(Mutex<HashMap<EndpointId, bool>>);
+
+impl Known {
+    pub fn add(&self, ended: bool) -> EndpointId {
+        let endpoint = EndpointId::random();
+        self.0.lock().unwrap().insert(endpoint, ended);
+        endpoint
+    }
+}
 
 #[async_trait::async_trait]
-impl Directory for Nowhere {
-    async fn behind(&self, _: &EndpointId) -> Result<Option<Behind>, Unavailable> {
-        Ok(None)
+impl Directory for Known {
+    async fn behind(&self, endpoint: &EndpointId) -> Result<Option<Behind>, Unavailable> {
+        let known = self.0.lock().unwrap().get(endpoint).copied();
+        Ok(known.map(|ended| Behind {
+            microvm: MicrovmId::random(),
+            size: Size::DEFAULT,
+            http: true,
+            shell: false,
+            links: false,
+            ended,
+        }))
     }
 
     async fn awake(&self, _: &MicrovmId) -> Result<VmId, Unavailable> {
@@ -51,7 +70,7 @@ impl Directory for Nowhere {
 }
 
 #[async_trait::async_trait]
-impl Dialer for Nowhere {
+impl Dialer for Known {
     async fn dial(&self, _: &MicrovmId, _: &VmId, _: u16) -> Result<Box<dyn AppStream>, DialError> {
         Err(DialError::Gone)
     }
@@ -107,6 +126,8 @@ impl Data {
             challenge: Challenge::Dns01,
             hook: authority.hook(""),
             hook_timeout_seconds: 20,
+            http_listen: None,
+            orders_per_hour: None,
             ca: None,
             external_account: None,
         };
@@ -116,35 +137,33 @@ impl Data {
         Self { dir, settings, log, roots: authority.roots(), _logging }
     }
 
+    fn place(&self) -> Place {
+        Place { dir: self.dir.path().join("secrets/acme"), domain_suffix: SUFFIX.to_owned(), roots: self.roots.clone() }
+    }
+
+    fn until_then(&self) -> Arc<ServedCertificate> {
+        ca::load_or_create(&self.dir.path().join("tls"), SUFFIX).unwrap().served()
+    }
+
     /// As a server that starts does.
     pub fn open(&self) -> Acme {
-        let place = Place {
-            dir: self.dir.path().join("secrets/acme"),
-            domain_suffix: SUFFIX.to_owned(),
-            roots: self.roots.clone(),
-        };
-        let until_then = ca::load_or_create(&self.dir.path().join("tls"), SUFFIX).unwrap().served();
-        let pauses = Pauses { first: Duration::from_millis(20), longest: Duration::from_millis(200) };
-        Acme::open(self.settings.clone(), place, pauses, &until_then).unwrap()
+        Acme::open(self.settings.clone(), self.place(), pauses(), &self.until_then()).unwrap()
+    }
+
+    /// The same for certificates of single endpoints.
+    pub fn open_endpoints(&self, limits: OnDemand) -> Arc<Endpoints> {
+        Endpoints::open(self.settings.clone(), self.place(), limits, &self.until_then()).unwrap()
     }
 
     /// An edge that is being kept in certificates.
     pub async fn start(&self) -> Server {
         let acme = self.open();
         let served = acme.served();
-        // A connection is to be there before and after an order, however long that takes on a machine with much to do.
-        let limits = Limits { request_head: 10 * PATIENCE, ..Limits::standard() };
-        let config = EdgeConfig { domain_suffix: SUFFIX.to_owned(), limits };
-        let keys = Arc::new(TokenKeys::single(uuid::Uuid::from_u128(1), [1; 32]));
-        let edge = Edge::new(config, Arc::clone(&served), Arc::new(Nowhere), Arc::new(Nowhere), keys);
-        let bound = edge.bind(&["127.0.0.1:0".parse().unwrap()]).await.unwrap();
-        let address = bound.local_addresses()[0];
-        let stop = CancellationToken::new();
-        tokio::spawn(bound.serve(stop.clone()));
+        let (address, stop) = serve(Arc::clone(&served).into(), Arc::default(), "127.0.0.1:0".parse().unwrap()).await;
         let keeping = AbortOnDropHandle::new(tokio::spawn(async move {
             acme.keep().await;
         }));
-        Server { address, served, keeping: Some(keeping), _stop: stop.drop_guard() }
+        Server { address, served, keeping: Some(keeping), _stop: stop }
     }
 
     /// The development authority, whose certificate is served first.
@@ -163,6 +182,35 @@ impl Data {
     }
 }
 
+/// Short ones.
+pub fn pauses() -> Pauses {
+    Pauses { first: Duration::from_millis(20), longest: Duration::from_millis(200) }
+}
+
+/// An edge at this address, until what comes back with it is dropped.
+pub async fn serve(certificate: Certificate, known: Arc<Known>, address: SocketAddr) -> (SocketAddr, DropGuard) {
+    // A connection is to be there before and after an order, however long that takes on a machine with much to do.
+    let limits = Limits { request_head: 10 * PATIENCE, ..Limits::standard() };
+    serve_within(limits, certificate, known, address).await
+}
+
+/// The same with these limits.
+pub async fn serve_within(
+    limits: Limits,
+    certificate: Certificate,
+    known: Arc<Known>,
+    address: SocketAddr,
+) -> (SocketAddr, DropGuard) {
+    let config = EdgeConfig { domain_suffix: SUFFIX.to_owned(), limits };
+    let keys = Arc::new(TokenKeys::single(uuid::Uuid::from_u128(1), [1; 32]));
+    let edge = Edge::new(config, certificate, Arc::clone(&known) as _, known, keys);
+    let bound = edge.bind(&[address]).await.unwrap();
+    let address = bound.local_addresses()[0];
+    let stop = CancellationToken::new();
+    tokio::spawn(bound.serve(stop.clone()));
+    (address, stop.drop_guard())
+}
+
 pub struct Server {
     address: SocketAddr,
     pub served: Arc<ServedCertificate>,
@@ -178,23 +226,33 @@ impl Server {
 
     /// A connection to some endpoint, if the certificate is one that these have signed.
     pub async fn connect(&self, trusted: RootCertStore) -> io::Result<Client> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(trusted)
-            .with_no_client_auth();
-        let host = format!("{}.{SUFFIX}", EndpointId::random());
-        let name = ServerName::try_from(host.clone()).unwrap();
-        let stream = TcpStream::connect(self.address).await?;
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
-        Ok(Client { stream, host })
+        connect(self.address, &format!("{}.{SUFFIX}", EndpointId::random()), trusted, &[]).await
     }
 
     /// Waits until what is served is another one than this.
     pub async fn renewed(&self, expires: time::OffsetDateTime) {
         until("another certificate", || self.served.expires() != expires).await;
     }
+}
+
+/// A connection to this host, if the certificate is one that these have signed, with these protocols offered.
+pub async fn connect(
+    address: SocketAddr,
+    host: &str,
+    trusted: RootCertStore,
+    protocols: &[&str],
+) -> io::Result<Client> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(trusted)
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    let name = ServerName::try_from(host.to_owned()).unwrap();
+    let stream = TcpStream::connect(address).await?;
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+    Ok(Client { stream, host: host.to_owned() })
 }
 
 pub struct Client {
