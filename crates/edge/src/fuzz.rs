@@ -256,10 +256,9 @@ fn a_head_lets_nobody_in_but_with_the_token() {
         let named = named.or_else(|| uri.authority().map(|authority| authority.as_str())).expect("there is one");
         assert!(named.to_ascii_lowercase().starts_with(&format!("{ENDPOINT}.{SUFFIX}")), "{named}");
         if let Some(server_name) = server_name {
-            assert!(
-                named.to_ascii_lowercase().starts_with(&server_name.to_ascii_lowercase()),
-                "{named}, {server_name}"
-            );
+            // With its last dot or without, it is the same name.
+            let name = server_name.trim_end_matches('.').to_ascii_lowercase();
+            assert!(named.to_ascii_lowercase().starts_with(&name), "{named}, {server_name}");
         }
     });
 }
