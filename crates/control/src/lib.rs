@@ -38,6 +38,7 @@ use api::{
     host::{HostError, SharedHost},
     token::TokenKeys,
 };
+use futures_util::future::BoxFuture;
 use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
@@ -72,14 +73,16 @@ pub struct Control {
 impl Control {
     /// Opens the database, compares it with the host, and takes up everything where it was left. When this returns,
     /// requests can be answered.
-    pub async fn open(
+    //
+    // Boxed, as what programs call is throughout: an `async fn` would be compiled once more, with all that it calls, in each.
+    pub fn open(
         config: ControlConfig,
         database: &Path,
         host: SharedHost,
         token_keys: Arc<TokenKeys>,
-    ) -> Result<Arc<Self>, OpenError> {
+    ) -> BoxFuture<'_, Result<Arc<Self>, OpenError>> {
         let clock = config.simulation.clone().map_or_else(Clock::of_this_boot, Clock::simulated);
-        Self::open_by(clock, config, database, host, token_keys).await
+        Box::pin(Self::open_by(clock, config, database, host, token_keys))
     }
 
     async fn open_by(
@@ -114,12 +117,12 @@ impl Control {
     }
 
     /// Keeps these principals as the database has them, from now on. When this returns, they are.
-    pub async fn follow_principals(
+    pub fn follow_principals(
         &self,
         principals: Arc<auth::Principals>,
         key: iam::SealingKey,
-    ) -> Result<(), StoreError> {
-        iam::follow::start(&self.shared, principals, key).await
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(iam::follow::start(&self.shared, principals, key))
     }
 
     /// Writes into this log, from now on, what commands have changed and will change beside this server.
@@ -129,7 +132,11 @@ impl Control {
 
     /// Begins nothing new and lets what is going on finish, until the deadline; then ends the rest where it is. Running
     /// microVMs stay running, for the next start to find.
-    pub async fn drain(&self, deadline: Duration) {
+    pub fn drain(&self, deadline: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(self.drain_within(deadline))
+    }
+
+    async fn drain_within(&self, deadline: Duration) {
         let Shared { draining, tasks, stop, store, .. } = &*self.shared;
         draining.cancel();
         tasks.close();

@@ -6,6 +6,7 @@ use api::{
     directory::{Dialer, Directory},
     token::TokenKeys,
 };
+use futures_util::future::BoxFuture;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -192,7 +193,13 @@ impl BoundEdge {
 
     /// Serves until `shutdown` is cancelled; then accepts nothing more, lets requests in flight finish within the
     /// drain's limit, and cuts what is left.
-    pub async fn serve(self, shutdown: CancellationToken) -> Drained {
+    //
+    // Boxed: an `async fn` would be compiled once more, with all that it calls, in each program.
+    pub fn serve(self, shutdown: CancellationToken) -> BoxFuture<'static, Drained> {
+        Box::pin(self.serve_until(shutdown))
+    }
+
+    async fn serve_until(self, shutdown: CancellationToken) -> Drained {
         let Self { shared, listeners, addresses: _ } = self;
         let limits = &shared.config.limits;
         let accepted = Arc::new(Semaphore::new(limits.connections + limits.connections_refused));

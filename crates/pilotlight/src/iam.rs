@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 
 use anyhow::{Context, bail};
 use control::iam::{Admin, LocalUser, policy::DOCUMENT_BYTES_MAX};
+use futures_util::future::LocalBoxFuture;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
@@ -23,7 +24,7 @@ pub fn run(arguments: &IamArguments) -> anyhow::Result<()> {
         );
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let work: LocalBoxFuture<'_, _> = Box::pin(async {
         let key = access::sealing_key(&config.data_dir)?;
         let by = LocalUser { name: whoever(), account: config.account.clone() };
         let admin = Admin::open(&config.data_dir.join("state.db"), key, by).await;
@@ -31,7 +32,8 @@ pub fn run(arguments: &IamArguments) -> anyhow::Result<()> {
         let result = done(&admin, &config, &arguments.verb).await;
         admin.close().await;
         result
-    })
+    });
+    runtime.block_on(work)
 }
 
 async fn done(admin: &Admin, config: &Config, verb: &IamVerb) -> anyhow::Result<()> {

@@ -22,7 +22,7 @@ use control::{
     audit::{self, Audit},
     auth::{AccessKey, Authenticator, Principals},
 };
-use futures_util::future::OptionFuture;
+use futures_util::future::{LocalBoxFuture, OptionFuture};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing_subscriber::EnvFilter;
@@ -81,16 +81,50 @@ pub fn run<H, S>(
 ) -> anyhow::Result<()>
 where
     H: Host + Dialer,
-    S: Future<Output = ()>,
+    S: Future<Output = ()> + 'static,
 {
+    let residents_of = match edge_is {
+        EdgeIs::Here => None,
+        EdgeIs::Apart(residents_of) => Some(residents_of),
+    };
+    let edge_is_here = residents_of.is_none();
+    let start: Start<'_> = Box::new(move |artifacts| {
+        Box::pin(async move {
+            let (host, stopped) = start(artifacts).await?;
+            let residents = residents_of.map(|residents_of| residents_of(Arc::clone(&host)));
+            Ok(Started { dialer: Arc::clone(&host) as _, host: host as _, residents, stopped: Box::pin(stopped) })
+        })
+    });
+    run_over(config, limits, guests, edge_is_here, start)
+}
+
+/// A host of any kind: what follows is compiled once, and not in each program that has one of its own.
+struct Started {
+    host: Arc<dyn Host>,
+    dialer: Arc<dyn Dialer>,
+    /// For an edge elsewhere.
+    residents: Option<Arc<dyn Residents>>,
+    stopped: LocalBoxFuture<'static, ()>,
+}
+
+type Start<'a> = Box<dyn FnOnce(Arc<dyn ArtifactSource>) -> LocalBoxFuture<'a, anyhow::Result<Started>> + 'a>;
+
+fn run_over(
+    config: &Config,
+    limits: ControlConfig,
+    guests: &Guests,
+    edge_is_here: bool,
+    start: Start<'_>,
+) -> anyhow::Result<()> {
     make(&config.data_dir)?;
     let _lock = lock(&config.data_dir, "lock", "server", "stop it")?;
-    let _edges = match edge_is {
-        EdgeIs::Here => Some(lock_edge(config, "stop it, or serve with --roles control,host beside it")?),
-        EdgeIs::Apart(_) => None,
+    let _edges = match edge_is_here {
+        true => Some(lock_edge(config, "stop it, or serve with --roles control,host beside it")?),
+        false => None,
     };
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-    let result = runtime.block_on(serve(config, limits, guests, edge_is, start));
+    let serving: LocalBoxFuture<'_, _> = Box::pin(serve(config, limits, guests, edge_is_here, start));
+    let result = runtime.block_on(serving);
     Running::retract(&config.data_dir);
     result
 }
@@ -99,7 +133,8 @@ where
 pub fn run_edge(config: &Config) -> anyhow::Result<()> {
     make(&config.data_dir)?;
     let _edges = lock_edge(config, "stop it")?;
-    tokio::runtime::Runtime::new().context("cannot start the runtime")?.block_on(serve_edge(config))
+    let serving: LocalBoxFuture<'_, _> = Box::pin(serve_edge(config));
+    tokio::runtime::Runtime::new().context("cannot start the runtime")?.block_on(serving)
 }
 
 fn make(data_dir: &Path) -> anyhow::Result<()> {
@@ -127,26 +162,22 @@ async fn serve_edge(config: &Config) -> anyhow::Result<()> {
     edge.closed().await
 }
 
-async fn serve<H, S>(
+async fn serve(
     config: &Config,
     limits: ControlConfig,
     guests: &Guests,
-    edge_is: EdgeIs<H>,
-    start: impl AsyncFnOnce(Arc<dyn ArtifactSource>) -> anyhow::Result<(Arc<H>, S)>,
-) -> anyhow::Result<()>
-where
-    H: Host + Dialer,
-    S: Future<Output = ()>,
-{
+    edge_is_here: bool,
+    start: Start<'_>,
+) -> anyhow::Result<()> {
     let started = Instant::now();
     let data_dir = &config.data_dir;
     let mut signals = Signals::new()?;
 
     let api_listener = door::bind(config.api_address).await.context("the API cannot be served")?;
     let api_address = api_listener.local_addr()?;
-    let (door, residents_of) = match edge_is {
-        EdgeIs::Here => (Some(Door::bind(config).await?), None),
-        EdgeIs::Apart(residents_of) => (None, Some(residents_of)),
+    let door = match edge_is_here {
+        true => Some(Door::bind(config).await?),
+        false => None,
     };
     let edge_port = door.as_ref().map_or(config.edge_port, Door::port);
 
@@ -160,7 +191,7 @@ where
         None => storage.artifacts()?,
         Some(external) => external::artifacts(external)?,
     };
-    let (host, host_stopped) = start(artifacts).await?;
+    let Started { host, dialer, residents, stopped: host_stopped } = start(artifacts).await?;
     let control = Control::open(
         ControlConfig {
             region: config.region.clone(),
@@ -172,7 +203,7 @@ where
             ..limits
         },
         &data_dir.join("state.db"),
-        Arc::clone(&host) as _,
+        host,
         Arc::clone(&token_keys),
     )
     .await
@@ -200,14 +231,11 @@ where
         audit: audit.clone(),
     };
     let edge = match door {
-        Some(door) => {
-            Some(door.open(config, Arc::clone(&control) as _, Arc::clone(&host) as _, token_keys, stop.clone())?)
-        }
+        Some(door) => Some(door.open(config, Arc::clone(&control) as _, dialer, token_keys, stop.clone())?),
         None => None,
     };
-    let desk = match residents_of {
-        Some(residents_of) => {
-            let residents = residents_of(Arc::clone(&host));
+    let desk = match residents {
+        Some(residents) => {
             let desk = apart::Desk::new(Arc::clone(&control) as _, residents, apart::Limits::standard());
             Some(tokio::spawn(desk.serve(apart::listen(data_dir)?, stop.clone())))
         }

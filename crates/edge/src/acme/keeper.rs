@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
@@ -128,7 +129,11 @@ impl Acme {
     }
 
     /// Sees to it for as long as it is polled.
-    pub async fn keep(mut self) -> Infallible {
+    pub fn keep(self) -> BoxFuture<'static, Infallible> {
+        Box::pin(self.keep_good())
+    }
+
+    async fn keep_good(mut self) -> Infallible {
         self.clean_up().await;
         let mut failures = 0;
         let mut earliest = OffsetDateTime::now_utc();
