@@ -164,3 +164,64 @@ async fn bind_endpoints(config: &Config, mut port: u16) -> anyhow::Result<Vec<Tc
     }
     Ok(listeners)
 }
+
+#[cfg(test)]
+mod tests {
+    use edge::acme::{AcmeSettings, Challenge};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    use super::*;
+    use crate::{apart, config::Tls};
+
+    /// A configuration with an authority that nobody reaches, and which looks for proofs over plain HTTP at these addresses.
+    fn config(dir: &std::path::Path, http_listen: &[SocketAddr]) -> Config {
+        let other = edge::ca::load_or_create(&dir.join("other"), "other.test").unwrap();
+        let acme = AcmeSettings {
+            directory: "https://127.0.0.1:1/directory".to_owned(),
+            terms_agreed: true,
+            contact: Vec::new(),
+            challenge: Challenge::Http01,
+            hook: Vec::new(),
+            hook_timeout_seconds: 300,
+            http_listen: Some(http_listen.to_vec()),
+            orders_per_hour: None,
+            ca: Some(other.ca_path().to_owned()),
+            external_account: None,
+        };
+        let tls = Some(Tls { certificate: None, key: None, acme: Some(acme) });
+        Config { data_dir: dir.join("data"), edge_port: 0, domain: "example.test".to_owned(), tls, ..Config::default() }
+    }
+
+    #[tokio::test]
+    async fn an_authority_is_answered_until_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), &["127.0.0.1:0".parse().unwrap()]);
+        let door = Door::bind(&config).await.unwrap();
+        let (http, port) = (door.http[0].local_addr().unwrap(), door.port());
+        let (keys, stop) = (Arc::new(TokenKeys::single(uuid::Uuid::from_u128(1), [1; 32])), CancellationToken::new());
+        let nobody = apart::Client::new(apart::Limits::standard());
+        let opened = door.open(&config, Arc::clone(&nobody) as _, nobody, keys, stop.clone()).unwrap();
+        let host = format!("{}.{}", api::ids::EndpointId::random(), config.endpoint_suffix());
+        let mut stream = TcpStream::connect(http).await.unwrap();
+        stream.write_all(format!("GET /x HTTP/1.1\r\nhost: {host}\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains(&format!("location: https://{host}:{port}/x\r\n")), "{answer}");
+        stop.cancel();
+        opened.closed().await.unwrap();
+        assert!(TcpStream::connect(http).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_taken_is_refused_by_the_setting() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addresses = ["127.0.0.1:0".parse().unwrap(), taken.local_addr().unwrap()];
+        let error = Door::bind(&config(dir.path(), &addresses)).await.err().unwrap();
+        let words = format!("tls.acme.http_listen: cannot listen on {}", taken.local_addr().unwrap());
+        assert!(format!("{error:#}").starts_with(&words), "{error:#}");
+    }
+}
