@@ -232,3 +232,24 @@ async fn nothing_is_ordered_once_this_is_kept_no_more() {
     assert!(endpoints.certificate(endpoint, true, &directory).await.is_none());
     assert_eq!(told.asked.load(Ordering::Relaxed), 0);
 }
+
+#[tokio::test]
+async fn one_in_memory_that_ages_is_served_and_seen_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let endpoints = endpoints(&dir, |_| {});
+    let ([young, aged], told, directory) = told([Ok(Some(false)), Ok(Some(false))]);
+    for (endpoint, from, to) in [(young, -50, 40), (aged, -60, 29)] {
+        let name = format!("{endpoint}.{SUFFIX}");
+        let pem = certificate(&name, from, to).1.into_bytes();
+        let valid = keeper::read(&endpoints.files.path("x"), pem, &name).unwrap();
+        endpoints.hold(endpoint, valid, &watch::channel(None).0);
+    }
+    assert!(endpoints.certificate(young, false, &directory).await.is_some());
+    assert!(endpoints.state().looked_after.is_empty());
+    assert!(endpoints.certificate(aged, false, &directory).await.is_some());
+    let mut seen_to = endpoints.state().looked_after[&aged].told.clone();
+    while seen_to.changed().await.is_ok() {}
+    // The authority is not there, and what there is stays.
+    assert_eq!((told.asked.load(Ordering::Relaxed), endpoints.counts.failed.to_string()), (1, "1".to_owned()));
+    assert!(endpoints.certificate(aged, false, &directory).await.is_some());
+}
