@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use failpoint::{BUILD, RESUME, RUN, SUSPEND, TERMINATE};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{Outcome, Place, play};
 
@@ -83,7 +84,14 @@ pub fn play_many(seeds: Range<u64>, threads: Option<usize>, twice: bool) -> anyh
         }
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let work = &work;
+        let at = |number| {
+            move || {
+                stay_on_one_processor(number);
+                work()
+            }
+        };
+        let workers: Vec<_> = (0..threads).map(|number| scope.spawn(at(number))).collect();
         workers
             .into_iter()
             .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -117,6 +125,17 @@ pub fn play_many(seeds: Range<u64>, threads: Option<usize>, twice: bool) -> anyh
     bail!(
         "these seeds failed, among others where there are {TOLD_MAX}: {failed:?}; play one again with `make sim SEED=n`"
     );
+}
+
+/// Keeps this thread, and those that the databases of its histories start, on one processor: they do nothing but wait for each
+/// other, and to wake one elsewhere takes longer than most of what it is woken for. With it histories take half the time.
+fn stay_on_one_processor(number: usize) {
+    let Ok(allowed) = sched_getaffinity(None) else { return };
+    let processors: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&processor| allowed.is_set(processor)).collect();
+    let mut one = CpuSet::new();
+    one.set(processors[number % processors.len()]);
+    // They are the same histories without.
+    let _ = sched_setaffinity(None, &one);
 }
 
 fn tell(seed: u64, wrong: &str, log: &[String]) {
