@@ -1,5 +1,5 @@
-"""A browser against an endpoint: python browser.py HOST:PORT TOKEN CA_FILE. It trusts the file as a person would have it
-trusted, and is driven over its DevTools protocol."""
+"""A browser against an endpoint: python browser.py HOST:PORT TOKEN CA_FILE LINK. It trusts the file as a person would have
+it trusted, opens the link as a person would, and is driven over its DevTools protocol."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ import tempfile
 
 import websockets.sync.client
 
-endpoint, token, ca_file = sys.argv[1:]
+endpoint, token, ca_file, link = sys.argv[1:]
 
 PATIENCE = 60
 
@@ -124,12 +124,27 @@ def web_sockets(page):
     }, seen
 
 
-def events(page):
-    """A page of the app's, as an extension that adds headers shows it, and what it asks its own origin for."""
+def by_headers(page):
+    """A page of the app's, as an extension that adds headers shows it."""
     page.call("Network.enable")
     page.call("Network.setExtraHTTPHeaders", headers={"X-aws-proxy-auth": token, "X-aws-proxy-port": "8081"})
     page.show(f"https://{endpoint}/")
-    # The server sends an event once the one before was heard: nothing is held back.
+    works(page)
+    page.call("Network.setExtraHTTPHeaders", headers={})
+
+
+def by_link(page):
+    """The same page, as whoever was sent a link sees it."""
+    page.show(f"https://{endpoint}/")
+    assert page.run("return document.body.innerText") == "Request missing authentication"
+    page.show(link)
+    # The address that is left, and goes along with whatever the page leads to, has no token.
+    assert page.run("return location.href") == f"https://{endpoint}/?from=link"
+    works(page)
+
+
+def works(page):
+    """The page hears events of its own origin. The server sends one once the one before was heard: nothing is held back."""
     seen = page.run("""
     const heard = [];
     const source = new EventSource("/events");
@@ -141,10 +156,12 @@ def events(page):
     source.close();
     return {title: document.title, cookie: document.cookie, heard};
     """)
+    # Its cookies are the app's alone.
     assert seen == {"title": "a page", "cookie": "app=its own", "heard": [["0", "n0"], ["1", "n1"], ["2", "n2"]]}, seen
 
 
 with browser() as page:
     web_sockets(page)
-    events(page)
+    by_headers(page)
+    by_link(page)
 print("all shown")

@@ -7,7 +7,7 @@ use e2e::{
     Stage, aws,
     image::{self, Source},
     microvm::waking,
-    repository,
+    repository, server,
 };
 use serde_json::json;
 
@@ -70,7 +70,16 @@ fn speak(stage: &Stage, image: &str) -> anyhow::Result<()> {
         eprintln!("NOT TRIED: Ubuntu packages no browser that starts here; Debian's is in this test");
         return Ok(());
     }
-    said("all shown", &mut python("browser.py"))
+    said("all shown", python("browser.py").arg(link(stage, &microvm.id)?))
+}
+
+/// What a person is sent to see the page.
+fn link(stage: &Stage, microvm: &str) -> anyhow::Result<String> {
+    let mut command = Command::new(server::program());
+    command.args(["link", microvm, "--port", "8081", "--to", "/?from=link", "--data-dir"]).arg(stage.server.data_dir());
+    let output = command.output()?;
+    ensure!(output.status.success(), "no link: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
 }
 
 /// Runs a client that says these words if all went well.
