@@ -32,7 +32,7 @@ use super::{
     keeper::{self, AcmeError, Place},
     ledger::Ledger,
     memory::{Held, Memory},
-    order::{self, Issued},
+    order,
     pending::Pending,
     proof::Here,
     rests::Rests,
@@ -388,15 +388,7 @@ impl Endpoints {
             *opened = None;
             account::forget_id(&self.store).await?;
         }
-        let Issued { chain: mut pem, key } = issued?;
-        pem.push_str(&key);
-        let mut valid = keeper::read(&self.files.path(&file), pem.clone().into_bytes(), &name)?;
-        // A good part of a short life may be over already, as authorities date back; two thirds are of what is left.
-        valid.from = valid.from.max(OffsetDateTime::now_utc());
-        if let Err(error) = self.files.write(&file, pem.into_bytes()).await {
-            // Ordering it once more would not help, and authorities count certificates.
-            tracing::error!(%endpoint, "the new certificate is lost when this server stops: {}", chain(&error));
-        }
+        let valid = keeper::take(issued?, &self.files, &file, &name).await?;
         self.state().rests.succeeded(&endpoint, Instant::now());
         self.counts.issued.add(1);
         tracing::info!(%endpoint, expires = %valid.to, "the endpoint has a new certificate");

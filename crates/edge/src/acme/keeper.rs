@@ -179,15 +179,8 @@ impl Acme {
         let account = account::open(&self.store, &self.client, &self.settings).await?;
         let names = [format!("*.{}", self.suffix)];
         let mut proof = Dns { hook: &self.hook, ledger: &mut self.ledger };
-        let Issued { chain: mut pem, key } = order::obtain(&account, &names, &mut proof).await?;
-        pem.push_str(&key);
-        let mut valid = read(&self.store.path(FILE), pem.clone().into_bytes(), &names[0])?;
-        // A good part of a short life may be over already, as authorities date back; two thirds are of what is left.
-        valid.from = valid.from.max(OffsetDateTime::now_utc());
-        if let Err(error) = self.store.write(FILE, pem.into_bytes()).await {
-            // Ordering it once more would not help, and authorities count certificates.
-            tracing::error!("the new certificate is lost when this server stops: {}", chain(&error));
-        }
+        let issued = order::obtain(&account, &names, &mut proof).await?;
+        let valid = take(issued, &self.store, FILE, &names[0]).await?;
         let expires = valid.to;
         self.served.replace(valid.clone());
         self.current = Some(valid);
@@ -210,6 +203,20 @@ impl Acme {
             }
         }
     }
+}
+
+/// What can be served of what was issued for this name, from now on; written into this file.
+pub(super) async fn take(issued: Issued, store: &Store, file: &str, name: &str) -> Result<Valid, CertificateError> {
+    let Issued { chain: mut pem, key } = issued;
+    pem.push_str(&key);
+    let mut valid = read(&store.path(file), pem.clone().into_bytes(), name)?;
+    // A good part of a short life may be over already, as authorities date back; two thirds are of what is left.
+    valid.from = valid.from.max(OffsetDateTime::now_utc());
+    if let Err(error) = store.write(file, pem.into_bytes()).await {
+        // Ordering it once more would not help, and authorities count certificates.
+        tracing::error!(name, "the new certificate is lost when this server stops: {}", chain(&error));
+    }
+    Ok(valid)
 }
 
 /// What can be served of a chain and a key in one file, for this name.
