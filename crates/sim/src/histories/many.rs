@@ -85,13 +85,11 @@ pub fn play_many(seeds: Range<u64>, threads: Option<usize>, twice: bool) -> anyh
     };
     std::thread::scope(|scope| {
         let work = &work;
-        let at = |number| {
-            move || {
-                stay_on_one_processor(number);
-                work()
-            }
+        let on = |number| {
+            stay_on_one_processor(number);
+            work()
         };
-        let workers: Vec<_> = (0..threads).map(|number| scope.spawn(at(number))).collect();
+        let workers: Vec<_> = (0..threads).map(|number| scope.spawn(move || on(number))).collect();
         workers
             .into_iter()
             .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
