@@ -74,7 +74,7 @@ impl Control {
     /// Opens the database, compares it with the host, and takes up everything where it was left. When this returns,
     /// requests can be answered.
     //
-    // Boxed, as what programs call is throughout: an `async fn` would be compiled once more, with all that it calls, in each.
+    // Boxed, as the others that servers call: an `async fn` would be compiled once more, with all that it calls, in each program.
     pub fn open(
         config: ControlConfig,
         database: &Path,

@@ -123,6 +123,7 @@ fn run_over(
         false => None,
     };
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    // On the heap, as below and in `iam`: otherwise each unit of compilation that waits for it gets a copy.
     let serving: LocalBoxFuture<'_, _> = Box::pin(serve(config, limits, guests, edge_is_here, start));
     let result = runtime.block_on(serving);
     Running::retract(&config.data_dir);
