@@ -123,8 +123,8 @@ impl Limits {
             // Common servers close an idle connection after 5 s. Being first avoids sending into one being closed.
             upstream_idle: Duration::from_secs(4),
             // As many as a busy app has in use at a time; each costs memory in the guest too.
-            upstream_idle_per_port: 32,
-            upstream_idle_total: 1024,
+            upstream_idle_per_port: 256,
+            upstream_idle_total: 4096,
             // Bounded by memory: an idle one takes some 20 KiB, so all 320 MiB; one whose app or client does not read
             // holds about 200 KiB of buffers.
             connections: 16_384,

@@ -143,6 +143,10 @@ impl Pool {
 
     /// Keeps a connection once its present exchange is over, unless it ends with it.
     pub(crate) fn keep(self: &Arc<Self>, app: AppAddress, mut sender: Single) {
+        // A short answer has been read to its end by the time that its head is looked at.
+        if sender.is_ready() {
+            return self.put(app, sender);
+        }
         let pool = Arc::clone(self);
         // Ends with the exchange at the latest, which has its own limits.
         tokio::spawn(async move {
