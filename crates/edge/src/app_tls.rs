@@ -69,7 +69,7 @@ impl AppTls {
             Offer::Http2 => &self.http2,
             Offer::Both => &self.both,
         };
-        let name = route::parse_host(host).and_then(|host| ServerName::try_from(host.name).ok());
+        let name = route::parse_host(host).and_then(|host| ServerName::try_from(host.name.into_owned()).ok());
         let name = name.unwrap_or_else(|| ServerName::try_from("localhost").expect("it is a name"));
         TlsConnector::from(Arc::clone(config)).connect(name, stream).await.map_err(|error| {
             // Who sends an alert speaks TLS. Anything else may be the words of another protocol, or silence.

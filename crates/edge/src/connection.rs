@@ -22,6 +22,7 @@ use crate::{
     handshake,
     proxy::{self, Client},
     refusal::chain,
+    route::ServerName,
     server::{Places, Shared},
     stall::Impatient,
 };
@@ -60,7 +61,7 @@ async fn serve_uncut(shared: Arc<Shared>, socket: TcpStream, places: Places, dra
         }
     };
     let (_, session) = tls.get_ref();
-    let server_name = session.server_name().map(str::to_owned);
+    let server_name = session.server_name().map(|name| ServerName::read(name, &shared.config.domain_suffix));
     let version = if session.alpn_protocol() == Some(b"h2") { Version::HTTP_2 } else { Version::HTTP_11 };
     exchange(shared, tls, version, server_name, places, drain).await;
 }
@@ -70,7 +71,7 @@ pub(crate) async fn exchange(
     shared: Arc<Shared>,
     io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     version: Version,
-    server_name: Option<String>,
+    server_name: Option<ServerName>,
     places: Places,
     drain: CancellationToken,
 ) {

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::{
     headers::{self, tokens},
     link,
-    route::{self, By, To},
+    route::{self, By, ServerName, To},
     websocket,
 };
 
@@ -205,8 +205,9 @@ fn a_head_lets_nobody_in_but_with_the_token() {
         let Ok(uri) = format!("{base}{}", request.target.string()).parse::<Uri>() else { return };
         let headers = request.head.headers();
         let server_name = request.server_name.as_ref().map(Text::string);
-        let (upgrade, name) = (headers::upgrade(&headers), server_name.as_deref());
-        let read = route::read(method, &uri, version, &headers, upgrade.as_ref(), name, SUFFIX);
+        let name = server_name.as_ref().map(|name| ServerName::read(name, SUFFIX));
+        let upgrade = headers::upgrade(&headers);
+        let read = route::read(method, &uri, version, &headers, upgrade.as_ref(), name.as_ref(), SUFFIX);
         let Ok(target) = read else { return };
 
         assert_ne!(method, Method::CONNECT);

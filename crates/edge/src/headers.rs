@@ -9,6 +9,17 @@ use crate::websocket;
 /// The number of a request, told to the app and to the client.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 
+/// What concerns one connection only, whether `Connection` names it or not; beside what frames a body.
+const HOP_BY_HOP: [HeaderName; 7] = [
+    header::CONNECTION,
+    header::UPGRADE,
+    header::TE,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
 /// Asks for HTTP/2 in the clear to the app.
 pub(crate) const FORCE_H2: HeaderName = HeaderName::from_static("x-aws-proxy-force-h2");
 
@@ -37,22 +48,59 @@ pub(crate) fn from_http2(headers: &mut HeaderMap, uri: &Uri, has_body: bool) {
     }
 }
 
+/// What of a head the edge has something to do with. Heads are short, and looking for each field that might be there costs
+/// several times as much as looking at each that is.
+#[derive(Default)]
+struct Seen {
+    cookies: bool,
+    subprotocols: bool,
+    reserved: bool,
+    te: bool,
+    chunked: bool,
+    connection: bool,
+    hop_by_hop: bool,
+}
+
+impl Seen {
+    fn in_(headers: &HeaderMap) -> Self {
+        let mut seen = Self::default();
+        for name in headers.keys() {
+            seen.cookies |= *name == header::COOKIE;
+            seen.subprotocols |= *name == header::SEC_WEBSOCKET_PROTOCOL;
+            seen.reserved |= is_reserved(name);
+            seen.te |= *name == header::TE;
+            seen.chunked |= *name == header::TRANSFER_ENCODING;
+            seen.connection |= *name == header::CONNECTION;
+            seen.hop_by_hop |= HOP_BY_HOP.contains(name);
+        }
+        seen
+    }
+}
+
+fn is_reserved(name: &HeaderName) -> bool {
+    name.as_str().starts_with(RESERVED)
+}
+
 /// Makes a client's headers the app's.
 pub(crate) fn to_app(headers: &mut HeaderMap, request_id: &HeaderValue, upgrade: Option<HeaderValue>) {
-    join_cookies(headers);
-    websocket::strip(headers);
-    let reserved: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with(RESERVED)).cloned().collect();
-    for name in reserved {
-        headers.remove(name);
+    let seen = Seen::in_(headers);
+    if seen.cookies {
+        join_cookies(headers);
     }
-    let trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
-    let chunked = headers.contains_key(header::TRANSFER_ENCODING);
-    strip_hop_by_hop(headers);
+    if seen.subprotocols {
+        websocket::strip(headers);
+    }
+    if seen.reserved {
+        while let Some(name) = headers.keys().find(|name| is_reserved(name)).cloned() {
+            headers.remove(name);
+        }
+    }
+    let trailers = seen.te && tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    strip_hop_by_hop(headers, &seen);
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    if chunked {
+    if seen.chunked {
         // Said aloud, because without it a GET's body would be taken for none.
         headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
@@ -62,7 +110,8 @@ pub(crate) fn to_app(headers: &mut HeaderMap, request_id: &HeaderValue, upgrade:
 
 /// Makes an app's headers the client's.
 pub(crate) fn to_client(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
-    strip_hop_by_hop(headers);
+    let seen = Seen::in_(headers);
+    strip_hop_by_hop(headers, &seen);
     restore_upgrade(headers, upgrade);
 }
 
@@ -101,31 +150,28 @@ pub(crate) fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iter
 
 /// Removes what concerns one connection only: the fixed list and what `Connection` names. Each side's framing is made
 /// anew from the body itself.
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    // Host, length and encoding say what the message is; a sender cannot have them dropped, and one of two that contradict
-    // each other kept, by naming them.
-    let kept = [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
-    let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
-        .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
-        .filter(|name| !kept.contains(name))
-        .collect();
-    for name in named {
-        headers.remove(name);
+fn strip_hop_by_hop(headers: &mut HeaderMap, seen: &Seen) {
+    if seen.connection {
+        // Host, length and encoding say what the message is; a sender cannot have them dropped, and one of two that
+        // contradict each other kept, by naming them.
+        let kept = [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+        let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
+            .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
+            .filter(|name| !kept.contains(name))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
     }
     // Where both are present the encoding is what counted, so the length is a lie.
-    if headers.remove(header::TRANSFER_ENCODING).is_some() {
+    if seen.chunked {
+        headers.remove(header::TRANSFER_ENCODING);
         headers.remove(header::CONTENT_LENGTH);
     }
-    for name in [
-        header::CONNECTION,
-        header::UPGRADE,
-        header::TE,
-        header::PROXY_AUTHENTICATE,
-        header::PROXY_AUTHORIZATION,
-        HeaderName::from_static("keep-alive"),
-        HeaderName::from_static("proxy-connection"),
-    ] {
-        headers.remove(name);
+    if seen.hop_by_hop {
+        for name in &HOP_BY_HOP {
+            headers.remove(name);
+        }
     }
 }
 

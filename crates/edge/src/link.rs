@@ -95,7 +95,7 @@ pub(crate) fn opened(uri: &Uri, token: &str, seconds: u64) -> Result<Response<()
 
 /// Why a request with the cookie may be another page's idea than the endpoint's own; `None` if it is the endpoint's, or its
 /// user's who goes there. `upgrades`: it asks for another protocol, which the answer to is not kept from strange pages.
-pub(crate) fn stranger(method: &Method, headers: &HeaderMap, host: &Host, upgrades: bool) -> Option<&'static str> {
+pub(crate) fn stranger(method: &Method, headers: &HeaderMap, host: &Host<'_>, upgrades: bool) -> Option<&'static str> {
     let text = |name| route::single(headers, &name).map(|value| value.map(|value| value.to_str().unwrap_or_default()));
     let (Ok(site), Ok(mode), Ok(destination), Ok(origin)) =
         (text(SITE), text(MODE), text(DESTINATION), text(header::ORIGIN))
@@ -123,7 +123,7 @@ pub(crate) fn stranger(method: &Method, headers: &HeaderMap, host: &Host, upgrad
     }
 }
 
-fn is_origin_of(origin: &str, host: &Host) -> bool {
+fn is_origin_of(origin: &str, host: &Host<'_>) -> bool {
     const HTTPS: u16 = 443;
     let origin = origin.strip_prefix("https://").and_then(route::parse_host);
     origin.is_some_and(|it| it.name == host.name && it.port.unwrap_or(HTTPS) == host.port.unwrap_or(HTTPS))

@@ -23,7 +23,7 @@ use crate::{
     opened::LastToken,
     record::Record,
     refusal::{self, Fault, Refusal},
-    route::{self, To},
+    route::{self, ServerName, To},
     server::{Places, Shared},
     shell,
     tunnel::{self, Between},
@@ -36,7 +36,7 @@ const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 /// What requests of one client connection have in common.
 pub(crate) struct Client {
-    pub(crate) server_name: Option<String>,
+    pub(crate) server_name: Option<ServerName>,
     pub(crate) served: Served,
     /// Kept as long as anything of the connection lives, a tunnel included.
     pub(crate) places: Places,
@@ -46,7 +46,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(server_name: Option<String>, served: Served, places: Places) -> Self {
+    pub(crate) fn new(server_name: Option<ServerName>, served: Served, places: Places) -> Self {
         Self { server_name, served, places, last_token: LastToken::default(), seat: Mutex::default() }
     }
 
@@ -167,7 +167,7 @@ async fn forward(
         head.version,
         &head.headers,
         upgrade.as_ref(),
-        client.server_name.as_deref(),
+        client.server_name.as_ref(),
         &shared.config.domain_suffix,
     )?;
     let now = now();

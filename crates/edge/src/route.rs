@@ -6,7 +6,7 @@
 //! looked up only once the seal is proven, so that nobody without a token of ours costs a look-up or learns which endpoints
 //! exist. Where a token in a link or a cookie is not good, or not let in by the image, the request has none.
 
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 
 use api::{
     directory::Behind,
@@ -31,9 +31,9 @@ pub(crate) const PORT_DEFAULT: u16 = 8080;
 
 /// A host as a request names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Host {
+pub(crate) struct Host<'a> {
     /// In lower case, without port and without the root's dot.
-    pub(crate) name: String,
+    pub(crate) name: Cow<'a, str>,
     /// The port, if it is named.
     pub(crate) port: Option<u16>,
 }
@@ -74,8 +74,39 @@ pub(crate) struct Target<'a> {
     pub(crate) by: By,
 }
 
+/// The name that a client's connection was opened for, in TLS. Read once, as nearly all of its requests name it too.
+pub(crate) struct ServerName {
+    /// As [`Host::name`]; `None` if it is no name, and then no request is for it.
+    name: Option<String>,
+    endpoint: Option<EndpointId>,
+}
+
+impl ServerName {
+    pub(crate) fn read(text: &str, suffix: &str) -> Self {
+        let name = parse_host(text).filter(|host| host.port.is_none()).map(|host| host.name.into_owned());
+        Self { endpoint: name.as_deref().and_then(|name| endpoint_of(name, suffix)), name }
+    }
+
+    /// Reads a host that is this.
+    fn host(&self, text: &str) -> Option<Host<'_>> {
+        let (own, (name, port)) = (self.name.as_deref()?, split_host(text)?);
+        name.eq_ignore_ascii_case(own).then_some(Host { name: Cow::Borrowed(own), port })
+    }
+}
+
 /// Reads `host[:port]`; `None` if it is neither a name nor an address.
-pub(crate) fn parse_host(text: &str) -> Option<Host> {
+pub(crate) fn parse_host(text: &str) -> Option<Host<'_>> {
+    let (name, port) = split_host(text)?;
+    if !(name.starts_with('[') || is_name(name)) {
+        return None;
+    }
+    let is_lower = !name.bytes().any(|byte| byte.is_ascii_uppercase());
+    let name = if is_lower { Cow::Borrowed(name) } else { Cow::Owned(name.to_ascii_lowercase()) };
+    Some(Host { name, port })
+}
+
+/// The host, without the root's dot, and the port. What has no brackets is not looked at yet.
+fn split_host(text: &str) -> Option<(&str, Option<u16>)> {
     let (name, port) = match text.strip_prefix('[') {
         Some(rest) => {
             let (address, after) = rest.split_once(']')?;
@@ -93,11 +124,20 @@ pub(crate) fn parse_host(text: &str) -> Option<Host> {
         None | Some("") => None,
         Some(port) => Some(parse_port(port)?),
     };
-    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
-    let label = |label: &str| {
-        (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-    };
-    (name.starts_with('[') || (name.len() <= 253 && name.split('.').all(label))).then_some(Host { name, port })
+    Some((name.strip_suffix('.').unwrap_or(name), port))
+}
+
+/// Labels of 1 to 63 letters, digits, `-` and `_`, with dots between them, 253 characters in all.
+fn is_name(text: &str) -> bool {
+    let mut label = 0;
+    for byte in text.bytes() {
+        match byte {
+            b'.' if label > 0 => label = 0,
+            b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'-' | b'_' if label < 63 => label += 1,
+            _ => return false,
+        }
+    }
+    label > 0 && text.len() <= 253
 }
 
 /// Reads a port: digits, no sign, no leading zero, 1 to 65535.
@@ -122,6 +162,54 @@ pub(crate) fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Op
     }
 }
 
+/// A field that may be there once.
+#[derive(Default)]
+enum Field<'h> {
+    #[default]
+    None,
+    One(&'h HeaderValue),
+    Several,
+}
+
+impl<'h> Field<'h> {
+    /// `Err` if there are several.
+    fn single(&self) -> Result<Option<&'h HeaderValue>, ()> {
+        match self {
+            Self::None => Ok(None),
+            Self::One(value) => Ok(Some(value)),
+            Self::Several => Err(()),
+        }
+    }
+}
+
+/// Those that a request is read by, found in one pass.
+#[derive(Default)]
+struct Fields<'h> {
+    host: Field<'h>,
+    encoding: Field<'h>,
+    length: Field<'h>,
+    token: Field<'h>,
+    port: Field<'h>,
+}
+
+impl<'h> Fields<'h> {
+    fn of(headers: &'h HeaderMap) -> Self {
+        let mut fields = Self::default();
+        for (name, value) in headers {
+            let field = match name {
+                name if *name == header::HOST => &mut fields.host,
+                name if *name == header::TRANSFER_ENCODING => &mut fields.encoding,
+                name if *name == header::CONTENT_LENGTH => &mut fields.length,
+                name if *name == AUTH => &mut fields.token,
+                name if *name == PORT => &mut fields.port,
+                _ => continue,
+            };
+            *field = if matches!(field, Field::None) { Field::One(value) } else { Field::Several };
+        }
+        fields
+    }
+}
+
 /// Reads the head of a request that came in over TLS with this server name, and wants to change to that protocol, if any.
 pub(crate) fn read<'h>(
     method: &Method,
@@ -129,43 +217,44 @@ pub(crate) fn read<'h>(
     version: Version,
     headers: &'h HeaderMap,
     upgrade: Option<&HeaderValue>,
-    server_name: Option<&str>,
+    server_name: Option<&ServerName>,
     suffix: &str,
 ) -> Result<Target<'h>, Refusal> {
     if method == Method::CONNECT {
         return Err(Refusal::Malformed("CONNECT is not for this kind of proxy"));
     }
-    let host = match single(headers, &header::HOST) {
+    let fields = Fields::of(headers);
+    let named = match fields.host.single() {
         Ok(Some(value)) => value.to_str().ok(),
         // HTTP/2 says it in the target instead.
         Ok(None) if version == Version::HTTP_2 => uri.authority().map(Authority::as_str),
         Ok(None) | Err(()) => None,
     };
-    let named = host;
-    let host = named.and_then(parse_host).ok_or(Refusal::Malformed("there must be one valid Host"))?;
+    let as_opened = |named| server_name.and_then(|server_name| server_name.host(named));
+    let host = named.and_then(|named| as_opened(named).or_else(|| parse_host(named)));
+    let host = host.ok_or(Refusal::Malformed("there must be one valid Host"))?;
     if let Some(authority) = uri.authority()
         && named != Some(authority.as_str())
         && parse_host(authority.as_str()).as_ref() != Some(&host)
     {
         return Err(Refusal::Malformed("the request target and Host differ"));
     }
-    if let Some(server_name) = server_name
-        && !server_name.trim_end_matches('.').eq_ignore_ascii_case(&host.name)
-    {
-        return Err(Refusal::Misdirected);
-    }
-    let encoding = single(headers, &header::TRANSFER_ENCODING).ok().map(|value| value.map(|value| value.as_bytes()));
-    match encoding {
-        Some(None) => {}
-        Some(Some(encoding)) if encoding.eq_ignore_ascii_case(b"chunked") => {}
+    let endpoint = match server_name {
+        Some(server_name) if server_name.name.as_deref() != Some(&*host.name) => return Err(Refusal::Misdirected),
+        Some(server_name) => server_name.endpoint,
+        None => endpoint_of(&host.name, suffix),
+    };
+    match fields.encoding.single() {
+        Ok(None) => {}
+        Ok(Some(encoding)) if encoding.as_bytes().eq_ignore_ascii_case(b"chunked") => {}
         _ => return Err(Refusal::Malformed("no transfer encoding but chunked is known")),
     }
-    if single(headers, &header::CONTENT_LENGTH).is_err() {
+    if fields.length.single().is_err() {
         return Err(Refusal::Malformed("there are several lengths"));
     }
     let is_websocket = upgrade.is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
     let offered = if is_websocket { websocket::read(headers)? } else { Offered::default() };
-    let port = match single(headers, &PORT) {
+    let port = match fields.port.single() {
         Ok(None) => offered.port,
         Ok(Some(value)) => {
             let port = value.to_str().ok().and_then(|text| parse_port(text.trim()));
@@ -178,7 +267,7 @@ pub(crate) fn read<'h>(
         && method == Method::GET
         && uri.path() == shell::PATH
         && port.is_none_or(|port| port == shell::PORT_NAMED);
-    let in_field = match single(headers, &AUTH) {
+    let in_field = match fields.token.single() {
         Ok(Some(value)) => Some(value.to_str().map_err(|_| Refusal::MissingAuthentication)?),
         Ok(None) => offered.token,
         Err(()) => return Err(Refusal::MissingAuthentication),
@@ -191,7 +280,7 @@ pub(crate) fn read<'h>(
         let token = link::cookie(headers).ok_or(Refusal::MissingAuthentication)?;
         (token, By::Cookie { stranger: link::stranger(method, headers, &host, upgrade.is_some()) })
     };
-    Ok(Target { endpoint: endpoint_of(&host.name, suffix), port, for_shell, token, by })
+    Ok(Target { endpoint, port, for_shell, token, by })
 }
 
 /// Reads what came of opening the token, and names the endpoint that it must be good for. `now` is in seconds since the Unix
@@ -279,7 +368,8 @@ mod tests {
     fn status(headers: &HeaderMap, uri: &str, server_name: Option<&str>) -> u16 {
         let upgrade = headers::upgrade(headers);
         let uri = uri.parse().unwrap();
-        match read(&Method::GET, &uri, Version::HTTP_11, headers, upgrade.as_ref(), server_name, SUFFIX) {
+        let name = server_name.map(|name| ServerName::read(name, SUFFIX));
+        match read(&Method::GET, &uri, Version::HTTP_11, headers, upgrade.as_ref(), name.as_ref(), SUFFIX) {
             Ok(_) => 200,
             Err(refusal) => refusal.status().as_u16(),
         }
@@ -291,7 +381,7 @@ mod tests {
 
     #[test]
     fn hosts_are_read_as_the_grammar_says() {
-        let host = |name: &str, port| Some(Host { name: name.into(), port });
+        let host = |name: &'static str, port| Some(Host { name: name.into(), port });
         assert_eq!(parse_host("A.b"), host("a.b", None));
         assert_eq!(parse_host("a.b.:443"), host("a.b", Some(443)));
         assert_eq!(parse_host("a:"), host("a", None));
@@ -497,7 +587,7 @@ mod tests {
         #[test]
         fn no_host_breaks_the_parser(text in ".{0,300}") {
             if let Some(host) = parse_host(&text) {
-                prop_assert!(text.to_ascii_lowercase().starts_with(&host.name));
+                prop_assert!(text.to_ascii_lowercase().starts_with(&*host.name));
                 prop_assert_eq!(parse_host(&host.name), Some(Host { name: host.name.clone(), port: None }));
             }
         }
