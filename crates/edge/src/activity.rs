@@ -1,7 +1,6 @@
 //! When bytes last crossed, for the microVM's idle clock and for the limit on silence.
 
 use std::{
-    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -99,25 +98,28 @@ impl Activity {
         }
     }
 
-    /// Keeps the microVM awake while it is waited for. A request whose answer has not begun carries no bytes, and would
-    /// otherwise be cut off by the suspend of a microVM that is busy with it.
-    pub(crate) async fn keep_awake(&self) -> Infallible {
-        loop {
-            tokio::time::sleep(IN_FLIGHT_EVERY).await;
+    /// Keeps the microVM awake while its answer is waited for, and returns once nothing has crossed for this long. A
+    /// request whose answer has not begun carries no bytes, and would otherwise be cut off by the suspend of a microVM that
+    /// is busy with it.
+    pub(crate) async fn unanswered(&self, limit: Duration) {
+        while let Err(until) = self.silent_for(limit) {
+            tokio::time::sleep_until(until.min(Instant::now() + IN_FLIGHT_EVERY)).await;
             self.directory.touch(&self.microvm);
         }
     }
 
     /// Returns once nothing has crossed for this long.
     pub(crate) async fn silence(self: Arc<Self>, limit: Duration) {
-        loop {
-            let last = self.opened + Duration::from_millis(self.last_bytes_ms.load(Ordering::Relaxed));
-            let until = last + limit;
-            if Instant::now() >= until {
-                return;
-            }
+        while let Err(until) = self.silent_for(limit) {
             tokio::time::sleep_until(until).await;
         }
+    }
+
+    /// Has nothing crossed for this long? If something has, when it may be so at the earliest.
+    fn silent_for(&self, limit: Duration) -> Result<(), Instant> {
+        let last = self.opened + Duration::from_millis(self.last_bytes_ms.load(Ordering::Relaxed));
+        let until = last + limit;
+        if Instant::now() >= until { Ok(()) } else { Err(until) }
     }
 }
 

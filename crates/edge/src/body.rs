@@ -193,7 +193,9 @@ enum Kind {
         inner: Incoming,
         http2: bool,
         activity: Arc<Activity>,
-        silence: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+        silence: Duration,
+        /// Returns once nothing has crossed for that long. Short answers are there as a whole, and never wait.
+        silent: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
         pace: Pace,
         /// Its connection is in use until this is gone.
         _share: Option<Share>,
@@ -220,10 +222,10 @@ impl ReplyBody {
         if inner.is_end_stream() {
             record.busy.whole();
         }
-        let silence = Box::pin(Arc::clone(&activity).silence(silence));
         let http2 = version == Version::HTTP_2;
         let pace = Pace::of(seat.bandwidth());
-        Self { kind: Kind::App { inner, http2, activity, silence, pace, _share: share, _seat: seat }, record }
+        let silent = None;
+        Self { kind: Kind::App { inner, http2, activity, silence, silent, pace, _share: share, _seat: seat }, record }
     }
 }
 
@@ -236,13 +238,14 @@ impl Body for ReplyBody {
         record.busy.taken();
         match kind {
             Kind::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Kind::App { inner, http2, activity, silence, pace, .. } => {
+            Kind::App { inner, http2, activity, silence, silent, pace, .. } => {
                 std::task::ready!(pace.poll_turn(cx));
                 let frame = match Pin::new(&mut *inner).poll_frame(cx) {
                     Poll::Ready(None) if broke_off(inner, *http2) => Some(Err(ReplyError::TakenBack)),
                     Poll::Ready(frame) => frame.map(|frame| frame.map_err(ReplyError::App)),
                     Poll::Pending => {
-                        std::task::ready!(silence.as_mut().poll(cx));
+                        let silent = silent.get_or_insert_with(|| Box::pin(Arc::clone(activity).silence(*silence)));
+                        std::task::ready!(silent.as_mut().poll(cx));
                         Some(Err(ReplyError::Silent))
                     }
                 };

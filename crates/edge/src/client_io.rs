@@ -1,8 +1,8 @@
 //! A client's byte stream that knows whether a request is being served on it.
 //!
-//! The HTTP library has one timer for both the wait for a request and the reading of its head. They deserve different
-//! limits: an idle connection is harmless for a minute, a head that trickles in is not. The library's timer is given the
-//! longer one; the shorter one is kept here, from a head's first byte on.
+//! The HTTP library has one timer for both the wait for a request and the reading of its head, and sets it anew for each
+//! request. They deserve different limits: an idle connection is harmless for a minute, a head that trickles in is not. Both
+//! are kept here instead: the shorter one from a head's first byte on, the longer one for the connection as a whole.
 
 use std::{
     io,
@@ -17,7 +17,7 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, ReadBuf},
-    time::Sleep,
+    time::{Instant, Sleep},
 };
 
 use crate::through::writes_through;
@@ -29,10 +29,13 @@ const HEAD_BYTES: u64 = 4096;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Served(Arc<Counts>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Counts {
+    opened: Instant,
     begun: AtomicUsize,
     ended: AtomicUsize,
+    /// When the last one did, in milliseconds after `opened`.
+    ended_ms: AtomicU64,
     /// Of those that ended, how many before their end.
     abandoned: AtomicUsize,
     /// Bytes that carried something, in either direction, heads included.
@@ -41,6 +44,27 @@ struct Counts {
     held: AtomicUsize,
     /// Changes whenever a piece of an answer was taken.
     taken: AtomicUsize,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self {
+            opened: Instant::now(),
+            begun: AtomicUsize::default(),
+            ended: AtomicUsize::default(),
+            ended_ms: AtomicU64::default(),
+            abandoned: AtomicUsize::default(),
+            useful: AtomicU64::default(),
+            held: AtomicUsize::default(),
+            taken: AtomicUsize::default(),
+        }
+    }
+}
+
+impl Counts {
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 impl Served {
@@ -80,17 +104,20 @@ impl Served {
         (ended, self.0.begun.load(Ordering::Acquire))
     }
 
-    /// Returns once nothing was served for `first`, and later, after something was, for `then`; at the latest after
-    /// twice that.
+    /// Returns once nothing was served for `first`, and later, after something was, for `then`.
     pub(crate) async fn idle(&self, first: Duration, then: Duration) {
-        let (mut limit, mut before) = (first, self.counts());
         loop {
-            tokio::time::sleep(limit).await;
-            let now = self.counts();
-            if now == before && now.0 == now.1 {
+            let until = match self.counts() {
+                (0, 0) => self.0.opened + first,
+                (ended, begun) if ended == begun => {
+                    self.0.opened + Duration::from_millis(self.0.ended_ms.load(Ordering::Relaxed)) + then
+                }
+                _ => Instant::now() + then,
+            };
+            if Instant::now() >= until {
                 return;
             }
-            (limit, before) = (then, now);
+            tokio::time::sleep_until(until).await;
         }
     }
 
@@ -152,6 +179,7 @@ impl Drop for Busy {
         if !self.whole {
             self.counts.abandoned.fetch_add(1, Ordering::Relaxed);
         }
+        self.counts.ended_ms.store(self.counts.now_ms(), Ordering::Relaxed);
         self.counts.ended.fetch_add(1, Ordering::Release);
     }
 }
@@ -161,7 +189,9 @@ pub(crate) struct ClientIo<S> {
     inner: S,
     served: Served,
     head_limit: Duration,
-    /// Running while a head is being waited for that has begun; on a new connection from the start.
+    /// A head has begun. Most are there as a whole then, and need no timer.
+    head_begun: bool,
+    /// Running while the rest of a head is being waited for; on a new connection from the start.
     head_deadline: Option<Pin<Box<Sleep>>>,
     /// Requests that had begun when it began to run: one more, and its head is there, even if it is answered already.
     begun_before: usize,
@@ -170,7 +200,7 @@ pub(crate) struct ClientIo<S> {
 impl<S> ClientIo<S> {
     pub(crate) fn new(inner: S, served: Served, head_limit: Duration) -> Self {
         let head_deadline = Some(Box::pin(tokio::time::sleep(head_limit)));
-        Self { inner, served, head_limit, head_deadline, begun_before: 0 }
+        Self { inner, served, head_limit, head_begun: false, head_deadline, begun_before: 0 }
     }
 }
 
@@ -179,17 +209,21 @@ impl<S: AsyncRead + Unpin> AsyncRead for ClientIo<S> {
         let begun = self.served.begun();
         if begun != self.begun_before {
             self.begun_before = begun;
+            self.head_begun = false;
             self.head_deadline = None;
-        } else if let Some(deadline) = &mut self.head_deadline
+        } else if self.head_begun && self.head_deadline.is_none() {
+            // Whoever gets a part of a head reads on, so this is the moment in which it began.
+            self.head_deadline = Some(Box::pin(tokio::time::sleep(self.head_limit)));
+        }
+        if let Some(deadline) = &mut self.head_deadline
             && deadline.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
-        // Whoever gets a part of a head reads on, so the new timer is polled before anybody sleeps on it.
-        if buf.filled().len() > before && self.head_deadline.is_none() && !self.served.is_busy() {
-            self.head_deadline = Some(Box::pin(tokio::time::sleep(self.head_limit)));
+        if buf.filled().len() > before && !self.served.is_busy() {
+            self.head_begun = true;
         }
         read
     }

@@ -39,6 +39,7 @@ const REFUSED_FOR: Duration = Duration::from_secs(1);
 pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpStream, places: Places, drain: CancellationToken) {
     let cut = shared.cut.clone();
     tokio::select! {
+        biased;
         () = serve_uncut(shared, socket, places, drain) => {}
         () = cut.cancelled() => {}
     }
@@ -96,13 +97,12 @@ async fn http1(
 ) -> hyper::Result<()> {
     let limits = &shared.config.limits;
     let keep_alive = !client.places.is_refused();
-    let io = TokioIo::new(ClientIo::new(io, served, limits.request_head));
+    let io = TokioIo::new(ClientIo::new(io, served.clone(), limits.request_head));
     let service = service_fn(|request| proxy::answer(Arc::clone(shared), Arc::clone(&client), request));
     let mut builder = http1::Builder::new();
     builder
-        .timer(TokioTimer::new())
         .keep_alive(keep_alive)
-        .header_read_timeout(limits.client_idle)
+        .header_read_timeout(None)
         .max_buf_size(limits.head_bytes)
         .max_header_size(limits.head_bytes);
     if limits.header_fields != HEADER_FIELDS_OF_LIBRARY {
@@ -110,12 +110,13 @@ async fn http1(
     }
     let mut connection = pin!(builder.serve_connection(io, service).with_upgrades());
     tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = drain.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+        biased;
+        ended = connection.as_mut() => return ended,
+        () = drain.cancelled() => {}
+        () = served.idle(limits.client_idle, limits.client_idle) => {}
     }
+    connection.as_mut().graceful_shutdown();
+    connection.await
 }
 
 /// A head that trickles in is bounded by the idle limit here: frames of other kinds come at any time, so the bytes on the
@@ -150,6 +151,7 @@ async fn http2(
         .serve_connection(TokioIo::new(Guarded::new(io, served.clone(), limits)), service);
     let mut connection = pin!(connection);
     tokio::select! {
+        biased;
         ended = connection.as_mut() => return ended,
         () = drain.cancelled() => {}
         () = served.idle(first, then) => {}

@@ -106,9 +106,9 @@ pub(crate) async fn exchange(
         let (outgoing, deposit) = hold(request, proven);
         let sent = pin!(send(sender, outgoing));
         let sent = tokio::select! {
+            biased;
             sent = sent => sent,
-            () = Arc::clone(activity).silence(limits.answer) => return Err(Refusal::Silent),
-            never = activity.keep_awake() => match never {},
+            () = activity.unanswered(limits.answer) => return Err(Refusal::Silent),
         };
         let mut error = match sent {
             Ok((response, sender)) => {

@@ -14,7 +14,7 @@ use tokio::{
 use crate::{
     frames::{SETTINGS, frame, headers_frame},
     servers::{App, read_head, switch_protocols},
-    support::{World, counted, empty, full, text},
+    support::{World, counted, empty, full, text, until},
     upgrades::{echo_after_upgrade, upgrade_request},
 };
 
@@ -53,6 +53,28 @@ async fn a_head_that_trickles_is_cut_at_its_limit() {
     let head = format!("GET / HTTP/1.1\r\nhost: {}\r\nx-large: {}", world.host(), "x".repeat(400));
     let took = trickle(world.tls(&world.host()).await, head.as_bytes()).await;
     assert!((LIMIT..LIMIT * 3).contains(&took), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_connection_without_requests_ends_and_one_with_requests_does_not() {
+    let world = World::with(|limits| limits.client_idle = LIMIT).await;
+    let app = App::http(|request| async move {
+        if request.uri().path() == "/late" {
+            sleep(LIMIT * 3).await;
+        }
+        Response::new(full("here"))
+    })
+    .await;
+    world.place(8080, &app);
+    let mut used = world.client().await;
+    for path in ["/", "/", "/", "/late", "/"] {
+        let request = world.request("GET", path).body(empty()).unwrap();
+        assert_eq!(text(used.send_request(request).await.unwrap()).await, "here");
+        sleep(LIMIT * 2 / 3).await;
+    }
+    let begin = Instant::now();
+    until("the end of the connection", || used.is_closed()).await;
+    assert!(begin.elapsed() < LIMIT, "{:?}", begin.elapsed());
 }
 
 #[tokio::test]
