@@ -7,7 +7,7 @@ use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
 };
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -25,6 +25,7 @@ use crate::{
     route::ServerName,
     server::{Places, Shared},
     stall::Impatient,
+    streams::Together,
 };
 
 /// A client that vanished without a word is noticed after this long plus eight probes.
@@ -137,22 +138,24 @@ async fn http2(
         let shared = Arc::clone(shared);
         move |request| proxy::answer(Arc::clone(&shared), Arc::clone(&client), request)
     });
-    let connection = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(limits.h2_stream_window)
-        .initial_connection_window_size(limits.h2_connection_window)
-        .max_send_buf_size(limits.h2_send_buffer)
-        .max_concurrent_streams(limits.h2_streams)
-        .max_pending_accept_reset_streams(limits.h2_resets_unseen)
-        .max_local_error_reset_streams(limits.h2_resets_for_errors)
-        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
-        // WebSocket as one stream of many.
-        .enable_connect_protocol()
-        .serve_connection(TokioIo::new(Guarded::new(io, served.clone(), limits)), service);
-    let mut connection = pin!(connection);
+    let mut connection = Together::new(|streams| {
+        let connection = http2::Builder::new(streams)
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(limits.h2_stream_window)
+            .initial_connection_window_size(limits.h2_connection_window)
+            .max_send_buf_size(limits.h2_send_buffer)
+            .max_concurrent_streams(limits.h2_streams)
+            .max_pending_accept_reset_streams(limits.h2_resets_unseen)
+            .max_local_error_reset_streams(limits.h2_resets_for_errors)
+            .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+            // WebSocket as one stream of many.
+            .enable_connect_protocol()
+            .serve_connection(TokioIo::new(Guarded::new(io, served.clone(), limits)), service);
+        Box::pin(connection)
+    });
     tokio::select! {
         biased;
-        ended = connection.as_mut() => return ended,
+        ended = &mut connection => return ended,
         () = drain.cancelled() => {}
         () = served.idle(first, then) => {}
         () = served.stalled(limits.client_stall) => {
@@ -160,10 +163,10 @@ async fn http2(
             return Ok(());
         }
     }
-    connection.as_mut().graceful_shutdown();
+    connection.connection.as_mut().graceful_shutdown();
     // The farewell wants an answer. A client that gives none is not waited for once its requests are done.
     loop {
-        match timeout(limits.request_head, connection.as_mut()).await {
+        match timeout(limits.request_head, &mut connection).await {
             Ok(ended) => return ended,
             Err(_) if served.is_busy() => {}
             Err(_) => return Ok(()),

@@ -51,6 +51,7 @@ mod refusal;
 mod route;
 mod shell;
 mod stall;
+mod streams;
 mod through;
 mod tunnel;
 mod upstream;

@@ -296,6 +296,22 @@ async fn a_connection_without_requests_ends_and_one_with_a_request_does_not() {
 }
 
 #[tokio::test]
+async fn a_request_that_begins_as_its_connection_ends_keeps_nothing() {
+    let world = World::new().await;
+    let host = world.host();
+    let request = |method| vec![(":method", method), (":authority", host.as_str())];
+    let get = [request("GET"), vec![(":scheme", "https"), (":path", "/")]].concat();
+    // The library ends a connection for this within the step that begins the request before it.
+    let connect = [request("CONNECT"), vec![("content-length", "5")]].concat();
+    let mut tls = world.frames_by_hand().await;
+    tls.write_all(&[headers_frame(1, true, &get), headers_frame(3, false, &connect)].concat()).await.unwrap();
+    let mut said = Vec::new();
+    // It may be a reset.
+    let _ = timeout(SOON, tls.read_to_end(&mut said)).await.expect("an end");
+    until("the place", || world.metrics.text().contains("pilotlight_edge_connections 0\n")).await;
+}
+
+#[tokio::test]
 async fn one_connection_too_many_is_told_so() {
     let world = World::with(|limits| limits.connections = 1).await;
     let app = App::mirror().await;
