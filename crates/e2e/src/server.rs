@@ -39,16 +39,16 @@ pub struct Server {
     ports: Option<(u16, u16)>,
 }
 
-/// The server over pretend VMs.
-#[must_use]
-pub fn simulation() -> PathBuf {
-    repository().join("target/release/sim")
-}
-
-/// The program under test.
+/// The program under test; other programs that a test or a benchmark runs lie beside it.
 #[must_use]
 pub fn program() -> PathBuf {
     std::env::var_os("PILOTLIGHT").map_or_else(|| repository().join("target/release/pilotlight"), PathBuf::from)
+}
+
+/// The server over pretend VMs.
+#[must_use]
+pub fn simulation() -> PathBuf {
+    program().with_file_name("sim")
 }
 
 /// The program whose failpoints are armed.
