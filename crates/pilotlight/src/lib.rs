@@ -12,6 +12,7 @@ mod client;
 pub mod config;
 mod doctor;
 mod door;
+mod endpoint;
 mod environment;
 mod external;
 mod firecracker_setup;

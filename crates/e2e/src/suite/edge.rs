@@ -1,6 +1,6 @@
 //! The data plane: who gets through, to which port, and what the app sees.
 
-use std::process::Command;
+use std::process::{Command, Output};
 
 use anyhow::{Context, ensure};
 use e2e::{HttpAnswer, Microvm, Stage, microvm::LOOPBACK_PORT, server};
@@ -149,12 +149,23 @@ fn stripped(stage: &mut Stage) -> anyhow::Result<()> {
     follow_link(stage, &microvm)
 }
 
+fn link(stage: &Stage, microvm: &Microvm) -> anyhow::Result<Output> {
+    let mut command = Command::new(server::program());
+    command.args(["link", &microvm.id, "--to", "/probe/echo", "--data-dir"]).arg(stage.server.data_dir());
+    Ok(command.output()?)
+}
+
+/// Whoever asks for a link to a microVM whose image allows none is told so.
+pub fn links_nowhere(stage: &Stage, microvm: &Microvm) -> anyhow::Result<()> {
+    let link = link(stage, microvm)?;
+    let told = String::from_utf8_lossy(&link.stderr);
+    ensure!(!link.status.success() && link.stdout.is_empty() && told.contains("allows no links"), "{link:?}");
+    Ok(())
+}
+
 /// As a browser does that was given what `pilotlight link` prints.
 fn follow_link(stage: &mut Stage, microvm: &Microvm) -> anyhow::Result<()> {
-    let link = Command::new(server::program())
-        .args(["link", &microvm.id, "--to", "/probe/echo", "--data-dir"])
-        .arg(stage.server.data_dir())
-        .output()?;
+    let link = link(stage, microvm)?;
     ensure!(link.status.success(), "{}", String::from_utf8_lossy(&link.stderr));
     let link = String::from_utf8(link.stdout)?;
     let path = link.trim().strip_prefix(&format!("https://{}", microvm.endpoint)).context("another endpoint")?;

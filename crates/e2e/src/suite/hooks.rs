@@ -4,7 +4,7 @@ use anyhow::ensure;
 use e2e::{Stage, image, microvm::waking};
 use serde_json::json;
 
-use super::{Test, images::remove};
+use super::{Test, edge::links_nowhere, images::remove};
 
 pub const TESTS: &[Test] = &[("hooks::an_app_is_told_of_every_turn_of_its_life", told)];
 
@@ -33,6 +33,7 @@ fn told(stage: &mut Stage) -> anyhow::Result<()> {
     // What /validate does is done to a clone, and nothing of it is kept.
     let calls = json!({"ready": 1, "run": 1});
     ensure!(seen["calls"] == calls, "{seen}");
+    links_nowhere(stage, &microvm)?;
     let last_run = json!({"microvmId": microvm.id, "runHookPayload": "for this one"});
     ensure!(seen["last_run"] == last_run, "{seen}");
 

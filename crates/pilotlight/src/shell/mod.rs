@@ -4,7 +4,6 @@
 mod escape;
 mod session;
 mod terminal;
-mod trust;
 
 use std::process::ExitCode;
 
@@ -12,7 +11,7 @@ use anyhow::Context;
 use api::connector::ManagedConnector;
 
 use self::{session::End, terminal::Raw};
-use crate::{cli::ShellArguments, client::Access, environment::quoted};
+use crate::{cli::ShellArguments, client::Access, endpoint, environment::quoted};
 
 /// The exit code for whatever went wrong with the connection, as ssh has it: the shell's own are told apart from it.
 const LOST: u8 = 255;
@@ -48,7 +47,7 @@ fn carry(arguments: &ShellArguments) -> anyhow::Result<End> {
     let command = command(&arguments.command);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let end = runtime.block_on(async {
-        let stream = trust::connect(&endpoint, access.ca.as_deref()).await?;
+        let stream = endpoint::connect(&endpoint, access.ca.as_deref()).await?;
         let socket = session::open(stream, &endpoint, &token, command.as_deref()).await?;
         // From here on whatever happens drops it.
         let raw = Raw::enter().context("cannot change the terminal")?;
