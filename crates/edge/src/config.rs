@@ -51,7 +51,9 @@ pub struct Limits {
     pub upstream_idle_total: usize,
     /// Client connections served at once.
     pub connections: usize,
-    /// Connections beyond that which are accepted only to be told 429; past these the kernel's queue holds newcomers.
+    /// Of those, how many from one address; from one network of 64 bits in IPv6, which is what a host has to itself.
+    pub connections_per_address: usize,
+    /// Connections beyond either which are accepted only to be told 429; past these the kernel's queue holds newcomers.
     pub connections_refused: usize,
     /// Connections to apps at once, with those kept for the next request; when there are none left, a request is told 429.
     pub upstream_connections: usize,
@@ -128,6 +130,8 @@ impl Limits {
             // Bounded by memory: an idle one takes some 20 KiB, so all 320 MiB; one whose app or client does not read
             // holds about 200 KiB of buffers.
             connections: 16_384,
+            // No single client takes all, and what stands before this one, or many people behind one address, have enough.
+            connections_per_address: 8192,
             connections_refused: 64,
             // One for each client. Requests that share an HTTP/2 connection of their client have one each, too.
             upstream_connections: 16_384,

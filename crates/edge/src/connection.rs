@@ -20,6 +20,7 @@ use crate::{
     config::HEADER_FIELDS_OF_LIBRARY,
     flood::Guarded,
     handshake,
+    metrics::Limit,
     proxy::{self, Client},
     refusal::chain,
     route::ServerName,
@@ -85,6 +86,9 @@ pub(crate) async fn exchange(
         _ => http1(&shared, io, client, served, drain).await,
     };
     if let Err(error) = ended {
+        if error.is_parse_too_large() {
+            shared.counters.refused_by(Limit::Head);
+        }
         tracing::debug!(cause = chain(&error), "client connection ended");
     }
 }

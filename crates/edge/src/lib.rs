@@ -26,6 +26,7 @@ mod server;
 mod settings;
 
 mod activity;
+mod addresses;
 mod allowance;
 mod app_tls;
 mod apps;

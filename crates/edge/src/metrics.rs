@@ -19,23 +19,26 @@ use crate::{acme::Endpoints, refusal::Fault, served::Certificate, server::Shared
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Limit {
     Connections,
+    AddressConnections,
     MicrovmConnections,
     MicrovmRequests,
     MicrovmShells,
     UpstreamConnections,
     Waiting,
-    HeaderFields,
+    /// Of a head's bytes or fields: the HTTP library does not tell them apart.
+    Head,
     RequestBody,
 }
 
-const LIMITS: [(Limit, &str); 8] = [
+const LIMITS: [(Limit, &str); 9] = [
     (Limit::Connections, "connections"),
+    (Limit::AddressConnections, "address_connections"),
     (Limit::MicrovmConnections, "microvm_connections"),
     (Limit::MicrovmRequests, "microvm_requests"),
     (Limit::MicrovmShells, "microvm_shells"),
     (Limit::UpstreamConnections, "upstream_connections"),
     (Limit::Waiting, "waiting"),
-    (Limit::HeaderFields, "header_fields"),
+    (Limit::Head, "head"),
     (Limit::RequestBody, "request_body"),
 ];
 
@@ -111,7 +114,7 @@ impl Metrics {
                 page.sample("requests_total", &labels, count.load(Ordering::Relaxed));
             }
         }
-        page.family("refused_by_limit_total", "counter", "Requests refused by a limit");
+        page.family("refused_by_limit_total", "counter", "Requests refused by a limit, and connections closed by one");
         for ((_, limit), count) in LIMITS.iter().zip(refused) {
             page.sample("refused_by_limit_total", &format!("{{limit=\"{limit}\"}}"), count.load(Ordering::Relaxed));
         }

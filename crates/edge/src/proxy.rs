@@ -151,8 +151,8 @@ async fn forward(
     let linger = (!http2 && !head.headers.contains_key(header::EXPECT))
         .then_some(Linger { bytes: limits.linger_bytes, time: limits.linger });
     let mut body = RequestBody::new(body, head.version, limits.request_body_bytes, linger);
-    if client.places.is_refused() {
-        return Err(Refusal::TooManyConnections);
+    if let Some(refusal) = client.places.refusal() {
+        return Err(refusal);
     }
     if head.headers.len() > limits.header_fields {
         return Err(Refusal::TooManyFields(limits.header_fields));

@@ -49,6 +49,8 @@ pub(crate) enum Refusal {
     BodyTooLong(u64),
     #[error("too many connections")]
     TooManyConnections,
+    #[error("too many connections from this address")]
+    TooManyFromAddress,
     #[error("more than {0} connections to this microVM")]
     TooManyToMicrovm(u32),
     #[error("too many requests a second to this microVM")]
@@ -99,6 +101,7 @@ impl Refusal {
             | Self::PortDenied(_) => StatusCode::FORBIDDEN,
             Self::BodyTooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooManyConnections
+            | Self::TooManyFromAddress
             | Self::TooManyToMicrovm(_)
             | Self::TooFast { .. }
             | Self::TooManyUpstream
@@ -152,6 +155,7 @@ impl Refusal {
             | Self::PortDenied(_)
             | Self::BodyTooLong(_)
             | Self::TooManyConnections
+            | Self::TooManyFromAddress
             | Self::TooManyToMicrovm(_)
             | Self::TooFast { .. }
             | Self::TooManyUpstream
@@ -176,9 +180,10 @@ impl Refusal {
     /// The limit that it is about, if it is about one.
     pub(crate) fn limit(&self) -> Option<Limit> {
         match self {
-            Self::TooManyFields(_) => Some(Limit::HeaderFields),
+            Self::TooManyFields(_) => Some(Limit::Head),
             Self::BodyTooLong(_) => Some(Limit::RequestBody),
             Self::TooManyConnections => Some(Limit::Connections),
+            Self::TooManyFromAddress => Some(Limit::AddressConnections),
             Self::TooManyToMicrovm(_) => Some(Limit::MicrovmConnections),
             Self::TooFast { .. } => Some(Limit::MicrovmRequests),
             Self::TooManyUpstream => Some(Limit::UpstreamConnections),
@@ -199,6 +204,7 @@ impl Refusal {
                 return "pilotlight; error=http_request_denied; fault=client".to_owned();
             }
             Self::TooManyConnections
+            | Self::TooManyFromAddress
             | Self::TooManyToMicrovm(_)
             | Self::TooFast { .. }
             | Self::TooManyUpstream

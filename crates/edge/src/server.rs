@@ -17,14 +17,15 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    addresses::{AddressPlace, Addresses},
     allowance::Allowances,
     app_tls::AppTls,
     apps::Apps,
     config::EdgeConfig,
     connection,
-    metrics::{Counters, Metrics},
+    metrics::{Counters, Limit, Metrics},
     pool::Pool,
-    refusal::chain,
+    refusal::{Refusal, chain},
     served::Certificate,
     waiting::Waiting,
 };
@@ -76,6 +77,10 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<Counters>,
     /// Clients' connections that there may be yet.
     pub(crate) served: Arc<Semaphore>,
+    /// Those that there are, by the clients' addresses.
+    addresses: Arc<Addresses>,
+    /// Connections that may be told yet that there are too many from their address.
+    told: Arc<Semaphore>,
     /// Connections to apps that there may be yet.
     pub(crate) upstream: Arc<Semaphore>,
     /// Connections and tunnels.
@@ -84,16 +89,29 @@ pub(crate) struct Shared {
     pub(crate) cut: CancellationToken,
 }
 
-/// A connection's share of the limit on connections.
+/// A connection's share of the limits on connections.
 pub(crate) struct Places {
     _accepted: OwnedSemaphorePermit,
-    served: Option<OwnedSemaphorePermit>,
+    served: Result<(OwnedSemaphorePermit, Option<AddressPlace>), Full>,
+}
+
+/// Why a connection was accepted only to be told that there are too many.
+enum Full {
+    All,
+    Address { _told: OwnedSemaphorePermit },
 }
 
 impl Places {
-    /// It was accepted only to be told that there are too many.
     pub(crate) fn is_refused(&self) -> bool {
-        self.served.is_none()
+        self.served.is_err()
+    }
+
+    /// What its requests are told, if it is refused.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        self.served.as_ref().err().map(|full| match full {
+            Full::All => Refusal::TooManyConnections,
+            Full::Address { .. } => Refusal::TooManyFromAddress,
+        })
     }
 }
 
@@ -118,6 +136,8 @@ impl Edge {
         let waiting = Waiting::new(limits.waiting_per_microvm, limits.waiting_total);
         let allowances = Allowances::new(limits.per_microvm.clone());
         let served = Arc::new(Semaphore::new(limits.connections));
+        let addresses = Addresses::new(limits.connections_per_address);
+        let told = Arc::new(Semaphore::new(limits.connections_refused));
         let upstream = Arc::new(Semaphore::new(limits.upstream_connections));
         let mut config = config;
         config.domain_suffix = config.domain_suffix.trim_matches('.').to_ascii_lowercase();
@@ -136,6 +156,8 @@ impl Edge {
                 allowances,
                 counters: Arc::default(),
                 served,
+                addresses,
+                told,
                 upstream,
                 tasks: TaskTracker::new(),
                 cut: CancellationToken::new(),
@@ -153,7 +175,7 @@ impl Edge {
     /// their own, such as a simulation without sockets. The limit on connections does not count it.
     pub async fn serve_connection(&self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
         let place = || Arc::new(Semaphore::new(1)).try_acquire_owned().expect("nobody else knows this semaphore");
-        let places = Places { _accepted: place(), served: Some(place()) };
+        let places = Places { _accepted: place(), served: Ok((place(), None)) };
         let (version, never) = (http::Version::HTTP_11, CancellationToken::new());
         connection::exchange(Arc::clone(&self.shared), io, version, None, places, never).await;
     }
@@ -205,11 +227,11 @@ impl BoundEdge {
         let accepted = Arc::new(Semaphore::new(limits.connections + limits.connections_refused));
         let acceptors = TaskTracker::new();
         for listener in listeners {
-            let (shared, served, accepted) = (Arc::clone(&shared), Arc::clone(&shared.served), Arc::clone(&accepted));
+            let (shared, accepted) = (Arc::clone(&shared), Arc::clone(&accepted));
             let shutdown = shutdown.clone();
             acceptors.spawn(async move {
                 tokio::select! {
-                    () = accept_all(&shared, listener, &served, &accepted, &shutdown) => {}
+                    () = accept_all(&shared, listener, &accepted, &shutdown) => {}
                     () = shutdown.cancelled() => {}
                 }
             });
@@ -241,24 +263,32 @@ async fn sweep_forever(shared: &Shared) {
     }
 }
 
-async fn accept_all(
-    shared: &Arc<Shared>,
-    listener: TcpListener,
-    served: &Arc<Semaphore>,
-    accepted: &Arc<Semaphore>,
-    drain: &CancellationToken,
-) {
+async fn accept_all(shared: &Arc<Shared>, listener: TcpListener, accepted: &Arc<Semaphore>, drain: &CancellationToken) {
     loop {
         let place = Arc::clone(accepted).acquire_owned().await.expect("the semaphore is never closed");
-        let socket: TcpStream = match listener.accept().await {
-            Ok((socket, _)) => socket,
+        let (socket, client): (TcpStream, SocketAddr) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(fault = "platform", cause = chain(&error), "accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let places = Places { _accepted: place, served: Arc::clone(served).try_acquire_owned().ok() };
+        let served = match shared.addresses.enter(client.ip()) {
+            Some(of_address) => match Arc::clone(&shared.served).try_acquire_owned() {
+                Ok(permit) => Ok((permit, Some(of_address))),
+                Err(_) => Err(Full::All),
+            },
+            None => match Arc::clone(&shared.told).try_acquire_owned() {
+                Ok(told) => Err(Full::Address { _told: told }),
+                // Whoever does not listen is not told more often; it would be a way to take all the places after all.
+                Err(_) => {
+                    shared.counters.refused_by(Limit::AddressConnections);
+                    continue;
+                }
+            },
+        };
+        let places = Places { _accepted: place, served };
         shared.tasks.spawn(connection::serve(Arc::clone(shared), socket, places, drain.clone()));
     }
 }

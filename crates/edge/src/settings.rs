@@ -29,6 +29,9 @@ pub struct SettingsError {
 pub struct Settings {
     /// Clients' connections at once, for all microVMs together.
     pub connections: u32,
+    /// Of those, how many from one address; without it, half.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections_per_address: Option<u32>,
     /// Connections to apps at once.
     pub upstream_connections: u32,
     /// Longest TLS handshake.
@@ -60,6 +63,7 @@ impl Default for Settings {
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         Self {
             connections: count(limits.connections),
+            connections_per_address: None,
             upstream_connections: count(limits.upstream_connections),
             tls_handshake_seconds: seconds(limits.tls_handshake),
             request_head_seconds: seconds(limits.request_head),
@@ -80,6 +84,7 @@ impl Settings {
     pub fn check(&self) -> Result<(), SettingsError> {
         for (key, value) in [
             ("edge.connections", self.connections),
+            ("edge.connections_per_address", self.connections_per_address.unwrap_or(1)),
             ("edge.upstream_connections", self.upstream_connections),
             ("edge.tls_handshake_seconds", self.tls_handshake_seconds),
             ("edge.request_head_seconds", self.request_head_seconds),
@@ -113,6 +118,7 @@ impl Settings {
         };
         let limits = Limits {
             connections: fitted(self.connections),
+            connections_per_address: fitted(self.connections_per_address.unwrap_or(self.connections.div_ceil(2))),
             upstream_connections: fitted(self.upstream_connections),
             tls_handshake: seconds(self.tls_handshake_seconds),
             request_head: seconds(self.request_head_seconds),
@@ -169,6 +175,8 @@ mod tests {
         assert_eq!(refused(|settings| settings.connections = 1), None);
         let told = Some("edge.connections is 0; it must be at least 1".to_owned());
         assert_eq!(refused(|settings| settings.connections = 0), told);
+        assert!(refused(|settings| settings.connections_per_address = Some(0)).is_some());
+        assert_eq!(refused(|settings| settings.connections_per_address = Some(1)), None);
         assert!(refused(|settings| settings.upstream_connections = 0).is_some());
         assert!(refused(|settings| settings.tls_handshake_seconds = 0).is_some());
         assert!(refused(|settings| settings.request_head_seconds = 0).is_some());
@@ -188,6 +196,15 @@ mod tests {
         let (limits, _) = none.limits(u64::MAX);
         assert_eq!([limits.client_stall, limits.answer, limits.silence], [NEVER; 3]);
         assert_eq!(limits.request_body_bytes, u64::MAX);
+    }
+
+    #[test]
+    fn no_address_has_all_connections_unless_it_is_said() {
+        let of_one = |settings: &Settings, files| settings.limits(files).0.connections_per_address;
+        let small = Settings { connections: 101, upstream_connections: 101, ..Settings::default() };
+        assert_eq!([of_one(&small, u64::MAX), of_one(&small, 64 + 101)], [51, 25]);
+        let proxied = Settings { connections_per_address: Some(101), ..small };
+        assert_eq!([of_one(&proxied, u64::MAX), of_one(&proxied, 64 + 101)], [101, 50]);
     }
 
     #[test]

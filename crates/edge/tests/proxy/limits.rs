@@ -11,13 +11,20 @@ use tokio::{
 
 use crate::{
     servers::App,
-    support::{World, empty, full, text},
+    support::{World, empty, full, text, until},
 };
 
 async fn is_closed(stream: &mut (impl AsyncReadExt + Unpin)) -> bool {
     let mut rest = Vec::new();
     // An end or a reset, either is a close.
     timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await.is_ok()
+}
+
+/// What a metric says.
+fn count(world: &World, metric: &str) -> u64 {
+    let text = world.metrics.text();
+    let line = text.lines().find_map(|line| line.strip_prefix("pilotlight_edge_")?.strip_prefix(metric));
+    line.expect("there is such a metric").trim().parse().unwrap()
 }
 
 #[tokio::test]
@@ -70,6 +77,7 @@ async fn a_head_may_only_be_so_large() {
     }
     assert_eq!(world.send(many.body(empty()).unwrap()).await.status(), 431);
     assert_eq!(app.requests(), 1);
+    until("the count", || count(&world, "refused_by_limit_total{limit=\"head\"}") == 2).await;
 
     let boastful =
         App::http(|_| async { Response::builder().header("x-large", "x".repeat(80 << 10)).body(full("")).unwrap() })
@@ -95,6 +103,39 @@ async fn one_connection_too_many_is_told_so() {
         status = world.get("/").await.status().as_u16();
     }
     assert_eq!(status, 200);
+}
+
+#[tokio::test]
+async fn an_address_has_no_more_connections_than_its_share() {
+    let world = World::with(|limits| {
+        limits.connections_per_address = 2;
+        limits.connections_refused = 1;
+    })
+    .await;
+    let app = App::mirror().await;
+    world.place(8080, &app);
+    let mut first = world.client().await;
+    let unused = world.tls(&world.host()).await;
+    let refused = world.get("/").await;
+    assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &"1".parse().unwrap()));
+    let metric = "refused_by_limit_total{limit=\"address_connections\"}";
+    until("the refusal", || count(&world, metric) == 1).await;
+    // While one more is being told, the next is not even that.
+    let told = loop {
+        let mut socket = TcpStream::connect(world.address).await.unwrap();
+        if timeout(Duration::from_millis(100), socket.read_u8()).await.is_err() {
+            break socket;
+        }
+    };
+    let before = count(&world, metric);
+    let mut closed = TcpStream::connect(world.address).await.unwrap();
+    assert!(is_closed(&mut closed).await);
+    assert_eq!(count(&world, metric), before + 1);
+    let again = first.send_request(world.request("GET", "/").body(empty()).unwrap()).await.unwrap();
+    assert_eq!(again.status(), 200, "those that are served are served on");
+    drop((unused, told));
+    until("a place", || count(&world, "connections ") == 1).await;
+    assert_eq!(world.get("/").await.status(), 200);
 }
 
 #[tokio::test]
