@@ -47,6 +47,26 @@ pub(crate) struct RequestBody {
 struct Of {
     activity: Arc<Activity>,
     served: Served,
+    silence: Silence,
+}
+
+/// The end of a body that waits for longer than anything crosses in either direction.
+struct Silence {
+    limit: Duration,
+    /// Short bodies are there as a whole, and never wait.
+    waiting: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
+}
+
+impl Silence {
+    fn new(limit: Duration) -> Self {
+        Self { limit, waiting: None }
+    }
+
+    /// Ready once nothing has crossed for that long.
+    fn poll(&mut self, activity: &Arc<Activity>, cx: &mut Context<'_>) -> Poll<()> {
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(Arc::clone(activity).silence(self.limit)));
+        waiting.as_mut().poll(cx)
+    }
 }
 
 impl RequestBody {
@@ -78,9 +98,10 @@ impl RequestBody {
         self.before = frames;
     }
 
-    /// From now on the bytes count for these, and go by the seat's bandwidth.
-    pub(crate) fn count_for(&mut self, activity: Arc<Activity>, served: Served, seat: &Seat) {
-        self.of = Some(Of { activity, served });
+    /// From now on the bytes count for these, and go by the seat's bandwidth. After so long without any the body has broken
+    /// off: the app may have answered already, and then nobody else waits for its rest.
+    pub(crate) fn count_for(&mut self, activity: Arc<Activity>, served: Served, seat: &Seat, silence: Duration) {
+        self.of = Some(Of { activity, served, silence: Silence::new(silence) });
         self.pace = Pace::of(seat.bandwidth());
     }
 }
@@ -96,7 +117,15 @@ impl Body for RequestBody {
         let Self { inner, http2, left, of, pace, .. } = &mut *self;
         let Some(incoming) = inner.as_mut() else { return Poll::Ready(None) };
         std::task::ready!(pace.poll_turn(cx));
-        let last = match std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+        let frame = match (Pin::new(&mut *incoming).poll_frame(cx), &mut *of) {
+            (Poll::Ready(frame), _) => frame,
+            (Poll::Pending, None) => return Poll::Pending,
+            (Poll::Pending, Some(Of { activity, silence, .. })) => {
+                std::task::ready!(silence.poll(activity, cx));
+                return Poll::Ready(Some(Err(RequestError::Silent)));
+            }
+        };
+        let last = match frame {
             Some(Ok(frame)) => {
                 let length = length(&frame);
                 let Some(rest) = left.checked_sub(length as u64) else {
@@ -105,7 +134,7 @@ impl Body for RequestBody {
                 };
                 *left = rest;
                 pace.took(length);
-                if let Some(Of { activity, served }) = of {
+                if let Some(Of { activity, served, .. }) = of {
                     activity.to_app(length);
                     served.useful_bytes(length as u64);
                 }
@@ -167,6 +196,8 @@ pub(crate) enum RequestError {
     TakenBack(#[source] h2::Error),
     #[error("the client's request is longer than it may be")]
     TooLong,
+    #[error("no byte crossed for too long")]
+    Silent,
 }
 
 /// Why a response broke off. An HTTP/2 client is told the reason in the source.
@@ -193,9 +224,7 @@ enum Kind {
         inner: Incoming,
         http2: bool,
         activity: Arc<Activity>,
-        silence: Duration,
-        /// Returns once nothing has crossed for that long. Short answers are there as a whole, and never wait.
-        silent: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
+        silence: Silence,
         pace: Pace,
         /// Its connection is in use until this is gone.
         _share: Option<Share>,
@@ -224,8 +253,8 @@ impl ReplyBody {
         }
         let http2 = version == Version::HTTP_2;
         let pace = Pace::of(seat.bandwidth());
-        let silent = None;
-        Self { kind: Kind::App { inner, http2, activity, silence, silent, pace, _share: share, _seat: seat }, record }
+        let silence = Silence::new(silence);
+        Self { kind: Kind::App { inner, http2, activity, silence, pace, _share: share, _seat: seat }, record }
     }
 }
 
@@ -238,14 +267,13 @@ impl Body for ReplyBody {
         record.busy.taken();
         match kind {
             Kind::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Kind::App { inner, http2, activity, silence, silent, pace, .. } => {
+            Kind::App { inner, http2, activity, silence, pace, .. } => {
                 std::task::ready!(pace.poll_turn(cx));
                 let frame = match Pin::new(&mut *inner).poll_frame(cx) {
                     Poll::Ready(None) if broke_off(inner, *http2) => Some(Err(ReplyError::TakenBack)),
                     Poll::Ready(frame) => frame.map(|frame| frame.map_err(ReplyError::App)),
                     Poll::Pending => {
-                        let silent = silent.get_or_insert_with(|| Box::pin(Arc::clone(activity).silence(*silence)));
-                        std::task::ready!(silent.as_mut().poll(cx));
+                        std::task::ready!(silence.poll(activity, cx));
                         Some(Err(ReplyError::Silent))
                     }
                 };

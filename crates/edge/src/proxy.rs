@@ -190,7 +190,9 @@ async fn forward(
     }
 
     let activity = Activity::new(Arc::clone(&shared.directory), Arc::clone(&shared.counters), microvm);
-    body.count_for(Arc::clone(&activity), client.served.clone(), &seat);
+    // Until the answer begins its own limit counts, which may be the longer one.
+    let silence = limits.silence.max(limits.answer);
+    body.count_for(Arc::clone(&activity), client.served.clone(), &seat, silence);
     if http2 {
         headers::from_http2(&mut head.headers, &head.uri, !body.is_end_stream());
     }

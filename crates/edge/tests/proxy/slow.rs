@@ -78,6 +78,53 @@ async fn a_connection_without_requests_ends_and_one_with_requests_does_not() {
 }
 
 #[tokio::test]
+async fn half_a_head_behind_a_whole_one_is_not_waited_for_for_ever() {
+    let world = World::with(|limits| limits.client_idle = LIMIT).await;
+    let app = App::http(|_| async {
+        sleep(LIMIT / 2).await;
+        Response::new(full("here"))
+    })
+    .await;
+    world.place(8080, &app);
+    let mut tls = world.tls(&world.host()).await;
+    let (host, token) = (world.host(), world.token());
+    let head = format!("GET / HTTP/1.1\r\nhost: {host}\r\nx-aws-proxy-auth: {token}\r\n\r\n");
+    tls.write_all(format!("{head}{}", &head[..20]).as_bytes()).await.unwrap();
+    let (begin, mut answer) = (Instant::now(), String::new());
+    // Whether TLS is told of the end does not matter.
+    let _ = timeout(SOON, tls.read_to_string(&mut answer)).await.expect("an end");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("here"), "{answer}");
+    assert!((LIMIT * 3 / 2..LIMIT * 4).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn a_body_that_stops_after_the_answer_keeps_nothing() {
+    let world = World::with(|limits| {
+        (limits.answer, limits.silence, limits.linger) = (LIMIT, LIMIT, LIMIT / 10);
+    })
+    .await;
+    let app = App::raw(|mut socket, _| async move {
+        let mut head = [0; 16];
+        socket.read_exact(&mut head).await.unwrap();
+        socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nhere").await.unwrap();
+        let mut rest = Vec::new();
+        while socket.read_buf(&mut rest).await.is_ok_and(|length| length > 0) {}
+    })
+    .await;
+    world.place(8080, &app);
+    let mut tls = world.tls(&world.host()).await;
+    let (host, token) = (world.host(), world.token());
+    let head = format!("POST / HTTP/1.1\r\nhost: {host}\r\nx-aws-proxy-auth: {token}\r\ncontent-length: 20\r\n\r\nx");
+    tls.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let _ = timeout(SOON, tls.read_to_string(&mut answer)).await.expect("an end");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("here"), "{answer}");
+    for kept in ["connections 0", "upstream_connections 0"] {
+        until("the end", || world.metrics.text().contains(&format!("pilotlight_edge_{kept}\n"))).await;
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_trickles_is_served_and_one_that_stops_is_not() {
     let world = World::with(|limits| limits.answer = LIMIT).await;
     let app = App::http(|request| async move {
