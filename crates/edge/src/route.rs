@@ -83,7 +83,8 @@ pub(crate) struct ServerName {
 
 impl ServerName {
     pub(crate) fn read(text: &str, suffix: &str) -> Self {
-        let name = parse_host(text).filter(|host| host.port.is_none()).map(|host| host.name.into_owned());
+        let name = text.strip_suffix('.').unwrap_or(text);
+        let name = is_name(name).then(|| name.to_ascii_lowercase());
         Self { endpoint: name.as_deref().and_then(|name| endpoint_of(name, suffix)), name }
     }
 
@@ -418,7 +419,10 @@ mod tests {
         assert_eq!(status(&good, "/", Some(&host.to_uppercase())), 200);
         assert_eq!(status(&good, &format!("https://{host}/x"), None), 200);
         assert_eq!(status(&good, "https://elsewhere/x", None), 400);
-        assert_eq!(status(&good, "/", Some("localhost")), 421);
+        assert_eq!(status(&good, "/", Some(&format!("{host}."))), 200);
+        for other in ["localhost", "", ".", &format!("{host}:"), &format!("{host}:443"), &format!("{host}..")] {
+            assert_eq!(status(&good, "/", Some(other)), 421, "{other}");
+        }
         assert_eq!(status(&headers(&[("x-aws-proxy-auth", "t")]), "/", None), 400);
         assert_eq!(status(&headers(&[("host", "a b"), ("x-aws-proxy-auth", "t")]), "/", None), 400);
         let mut two = good.clone();
