@@ -4,11 +4,14 @@
 use std::{
     fs,
     io::Write,
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, UdpSocket},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -64,9 +67,22 @@ pub struct Authority {
     pebble: Option<Child>,
 }
 
-/// One that nobody listens on, most likely still when it is used.
+/// One that nobody listens on, nor will before it is used: each is given once, and none is of those that the kernel hands out
+/// itself, to whoever connects too (from 32768 on: ip(7), `ip_local_port_range`).
 fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 20_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Other processes begin elsewhere, most likely.
+        let number = std::process::id().wrapping_mul(101).wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(FIRST + number % COUNT).unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        // The name server's is for datagrams.
+        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 impl Authority {
