@@ -2,19 +2,20 @@
 //! connects, long before a token is seen.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use crate::tally::Tally;
+
 /// What a host has to itself where addresses have 128 bits: its network's 64 (RFC 7421).
 const OWN_BITS: u32 = 64;
 
-/// The counts; addresses without a connection take no room.
+/// The counts.
 #[derive(Debug)]
 pub(crate) struct Addresses {
     most: usize,
-    counts: Mutex<HashMap<IpAddr, usize>>,
+    counts: Mutex<Tally<IpAddr>>,
 }
 
 /// A connection's place among those of its address, until it is dropped.
@@ -31,32 +32,21 @@ impl Addresses {
     }
 
     // No panic can leave a count half-changed, so a poisoned lock is still good.
-    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+    fn counts(&self) -> MutexGuard<'_, Tally<IpAddr>> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `None` if there are as many as there may be.
     pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<AddressPlace> {
         let client = client(address);
-        let mut counts = self.counts();
-        let count = counts.get(&client).copied().unwrap_or(0);
-        if count >= self.most {
-            return None;
-        }
-        counts.insert(client, count + 1);
+        self.counts().enter(client, self.most)?;
         Some(AddressPlace { addresses: Arc::clone(self), client })
     }
 }
 
 impl Drop for AddressPlace {
     fn drop(&mut self) {
-        let mut counts = self.addresses.counts();
-        if let Some(count) = counts.get_mut(&self.client) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.client);
-            }
-        }
+        self.addresses.counts().leave(&self.client);
     }
 }
 
@@ -86,7 +76,7 @@ mod tests {
         let [first, second] = places;
         drop(first);
         drop((addresses.enter(address("10.0.0.1")).unwrap(), second, other));
-        assert!(addresses.counts().is_empty());
+        assert_eq!(*addresses.counts(), Tally::default());
     }
 
     #[test]

@@ -53,6 +53,7 @@ mod route;
 mod shell;
 mod stall;
 mod streams;
+mod tally;
 mod through;
 mod tunnel;
 mod upstream;

@@ -1,11 +1,10 @@
 //! How many requests wait for one microVM, and for all.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use api::ids::MicrovmId;
+
+use crate::tally::Tally;
 
 /// The queues' lengths; those nobody waits for take no room.
 pub(crate) struct Waiting {
@@ -16,7 +15,7 @@ pub(crate) struct Waiting {
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Counts {
-    microvms: HashMap<MicrovmId, usize>,
+    microvms: Tally<MicrovmId>,
     all: usize,
 }
 
@@ -46,13 +45,12 @@ impl Waiting {
     /// `None` if too many wait already.
     pub(crate) fn enter(&self, microvm: MicrovmId) -> Option<Place<'_>> {
         let mut counts = self.counts();
-        let count = counts.microvms.get(&microvm).copied().unwrap_or(0);
-        if count >= self.per_microvm || counts.all >= self.total {
+        if counts.all >= self.total {
             return None;
         }
-        counts.microvms.insert(microvm, count + 1);
+        let before = counts.microvms.enter(microvm, self.per_microvm)?;
         counts.all += 1;
-        Some(Place { waiting: self, microvm, is_first: count == 0 })
+        Some(Place { waiting: self, microvm, is_first: before == 0 })
     }
 }
 
@@ -60,12 +58,7 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut counts = self.waiting.counts();
         counts.all -= 1;
-        if let Some(count) = counts.microvms.get_mut(&self.microvm) {
-            *count -= 1;
-            if *count == 0 {
-                counts.microvms.remove(&self.microvm);
-            }
-        }
+        counts.microvms.leave(&self.microvm);
     }
 }
 
