@@ -91,7 +91,8 @@ pub(crate) fn to_app(headers: &mut HeaderMap, request_id: &HeaderValue, upgrade:
         websocket::strip(headers);
     }
     if seen.reserved {
-        while let Some(name) = headers.keys().find(|name| is_reserved(name)).cloned() {
+        let reserved: Vec<HeaderName> = headers.keys().filter(|name| is_reserved(name)).cloned().collect();
+        for name in reserved {
             headers.remove(name);
         }
     }

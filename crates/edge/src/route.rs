@@ -154,8 +154,11 @@ pub(crate) fn endpoint_of(name: &str, suffix: &str) -> Option<EndpointId> {
     name.strip_suffix(suffix)?.strip_suffix('.')?.parse().ok()
 }
 
-/// The only value of a header; `Err` if there are several.
-pub(crate) fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h HeaderValue>, ()> {
+/// The only value of a header, if there is one; `Err` if there are several.
+type Single<'h> = Result<Option<&'h HeaderValue>, ()>;
+
+/// Looks for the only value of a header.
+pub(crate) fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Single<'h> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (_, Some(_)) => Err(()),
@@ -163,39 +166,18 @@ pub(crate) fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Op
     }
 }
 
-/// A field that may be there once.
-#[derive(Default)]
-enum Field<'h> {
-    #[default]
-    None,
-    One(&'h HeaderValue),
-    Several,
-}
-
-impl<'h> Field<'h> {
-    /// `Err` if there are several.
-    fn single(&self) -> Result<Option<&'h HeaderValue>, ()> {
-        match self {
-            Self::None => Ok(None),
-            Self::One(value) => Ok(Some(value)),
-            Self::Several => Err(()),
-        }
-    }
-}
-
 /// Those that a request is read by, found in one pass.
-#[derive(Default)]
 struct Fields<'h> {
-    host: Field<'h>,
-    encoding: Field<'h>,
-    length: Field<'h>,
-    token: Field<'h>,
-    port: Field<'h>,
+    host: Single<'h>,
+    encoding: Single<'h>,
+    length: Single<'h>,
+    token: Single<'h>,
+    port: Single<'h>,
 }
 
 impl<'h> Fields<'h> {
     fn of(headers: &'h HeaderMap) -> Self {
-        let mut fields = Self::default();
+        let mut fields = Self { host: Ok(None), encoding: Ok(None), length: Ok(None), token: Ok(None), port: Ok(None) };
         for (name, value) in headers {
             let field = match name {
                 name if *name == header::HOST => &mut fields.host,
@@ -205,7 +187,7 @@ impl<'h> Fields<'h> {
                 name if *name == PORT => &mut fields.port,
                 _ => continue,
             };
-            *field = if matches!(field, Field::None) { Field::One(value) } else { Field::Several };
+            *field = if *field == Ok(None) { Ok(Some(value)) } else { Err(()) };
         }
         fields
     }
@@ -225,7 +207,7 @@ pub(crate) fn read<'h>(
         return Err(Refusal::Malformed("CONNECT is not for this kind of proxy"));
     }
     let fields = Fields::of(headers);
-    let named = match fields.host.single() {
+    let named = match fields.host {
         Ok(Some(value)) => value.to_str().ok(),
         // HTTP/2 says it in the target instead.
         Ok(None) if version == Version::HTTP_2 => uri.authority().map(Authority::as_str),
@@ -245,17 +227,17 @@ pub(crate) fn read<'h>(
         Some(server_name) => server_name.endpoint,
         None => endpoint_of(&host.name, suffix),
     };
-    match fields.encoding.single() {
+    match fields.encoding {
         Ok(None) => {}
         Ok(Some(encoding)) if encoding.as_bytes().eq_ignore_ascii_case(b"chunked") => {}
         _ => return Err(Refusal::Malformed("no transfer encoding but chunked is known")),
     }
-    if fields.length.single().is_err() {
+    if fields.length.is_err() {
         return Err(Refusal::Malformed("there are several lengths"));
     }
     let is_websocket = upgrade.is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
     let offered = if is_websocket { websocket::read(headers)? } else { Offered::default() };
-    let port = match fields.port.single() {
+    let port = match fields.port {
         Ok(None) => offered.port,
         Ok(Some(value)) => {
             let port = value.to_str().ok().and_then(|text| parse_port(text.trim()));
@@ -268,7 +250,7 @@ pub(crate) fn read<'h>(
         && method == Method::GET
         && uri.path() == shell::PATH
         && port.is_none_or(|port| port == shell::PORT_NAMED);
-    let in_field = match fields.token.single() {
+    let in_field = match fields.token {
         Ok(Some(value)) => Some(value.to_str().map_err(|_| Refusal::MissingAuthentication)?),
         Ok(None) => offered.token,
         Err(()) => return Err(Refusal::MissingAuthentication),
