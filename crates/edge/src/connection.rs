@@ -39,8 +39,7 @@ const REFUSED_FOR: Duration = Duration::from_secs(1);
 
 /// Serves the connection until it ends. Once `drain` is cancelled it takes no further request.
 pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpStream, places: Places, drain: CancellationToken) {
-    // Of its own, as each look at a token takes its lock, and there is a look whenever something happens here.
-    let (cut, drain) = (shared.cut.child_token(), drain.child_token());
+    let cut = shared.cut.clone();
     tokio::select! {
         biased;
         () = serve_uncut(shared, socket, places, drain) => {}
