@@ -12,15 +12,8 @@ use crate::{
     support::{World, counted, empty, full, text, until},
 };
 
-/// The value of one line of the metrics.
-fn metric(world: &World, name: &str) -> u64 {
-    let text = world.metrics.text();
-    let line = text.lines().find_map(|line| line.strip_prefix(&format!("pilotlight_edge_{name} ")));
-    line.unwrap_or_else(|| panic!("there is no {name} in\n{text}")).parse().unwrap()
-}
-
 fn requests(world: &World, class: &str, fault: &str) -> u64 {
-    metric(world, &format!("requests_total{{class=\"{class}\",fault=\"{fault}\"}}"))
+    world.metric(&format!("requests_total{{class=\"{class}\",fault=\"{fault}\"}}"))
 }
 
 fn told(response: &Response<hyper::body::Incoming>) -> &str {
@@ -36,8 +29,8 @@ async fn a_request_that_goes_well_is_nobodys_fault_and_its_bytes_are_counted() {
     assert_eq!(told(&response), "", "the app's answers are its own");
     assert_eq!(text(response).await.len(), 3 << 16);
     until("the end of the request", || requests(&world, "2xx", "none") == 1).await;
-    assert_eq!(metric(&world, "bytes_total{to=\"app\"}"), 3 << 16);
-    assert_eq!(metric(&world, "bytes_total{to=\"client\"}"), 3 << 16);
+    assert_eq!(world.metric("bytes_total{to=\"app\"}"), 3 << 16);
+    assert_eq!(world.metric("bytes_total{to=\"client\"}"), 3 << 16);
     // An app's own error is its own business, and no fault of anybody's that the edge could see.
     let declines = App::http(|_| async { Response::builder().status(503).body(full("no")).unwrap() }).await;
     world.place(8081, &declines);
@@ -121,12 +114,12 @@ async fn what_is_open_held_and_refused_is_counted() {
         let world = std::sync::Arc::clone(&world);
         async move { world.get("/").await.status() }
     });
-    until("a request that waits", || metric(&world, "waiting") == 1).await;
-    assert_eq!((metric(&world, "holds_total"), metric(&world, "wakes_total")), (1, 1));
+    until("a request that waits", || world.metric("waiting") == 1).await;
+    assert_eq!((world.metric("holds_total"), world.metric("wakes_total")), (1, 1));
     world.directory.state.send_replace(Some(Ok(vm)));
     assert_eq!(waiting.await.unwrap(), 200);
-    assert_eq!((metric(&world, "waiting"), metric(&world, "holds_total")), (0, 1));
-    assert_eq!(metric(&world, "upstream_connections"), 1, "kept for the next request");
+    assert_eq!((world.metric("waiting"), world.metric("holds_total")), (0, 1));
+    assert_eq!(world.metric("upstream_connections"), 1, "kept for the next request");
     let mut client = world.client().await;
     let mut refused = 0;
     while refused == 0 {
@@ -135,10 +128,10 @@ async fn what_is_open_held_and_refused_is_counted() {
         refused += u64::from(answer.status() == 429);
         text(answer).await;
     }
-    assert_eq!(metric(&world, "refused_by_limit_total{limit=\"microvm_requests\"}"), refused);
-    assert_eq!(metric(&world, "connections"), 1);
+    assert_eq!(world.metric("refused_by_limit_total{limit=\"microvm_requests\"}"), refused);
+    assert_eq!(world.metric("connections"), 1);
     drop(client);
-    until("the end of the connection", || metric(&world, "connections") == 0).await;
+    until("the end of the connection", || world.metric("connections") == 0).await;
 }
 
 #[tokio::test]

@@ -308,7 +308,7 @@ async fn a_request_that_begins_as_its_connection_ends_keeps_nothing() {
     let mut said = Vec::new();
     // It may be a reset.
     let _ = timeout(SOON, tls.read_to_end(&mut said)).await.expect("an end");
-    until("the place", || world.metrics.text().contains("pilotlight_edge_connections 0\n")).await;
+    until("the place", || world.metric("connections") == 0).await;
 }
 
 #[tokio::test]

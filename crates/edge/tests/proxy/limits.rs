@@ -20,13 +20,6 @@ async fn is_closed(stream: &mut (impl AsyncReadExt + Unpin)) -> bool {
     timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await.is_ok()
 }
 
-/// What a metric says.
-fn count(world: &World, metric: &str) -> u64 {
-    let text = world.metrics.text();
-    let line = text.lines().find_map(|line| line.strip_prefix("pilotlight_edge_")?.strip_prefix(metric));
-    line.expect("there is such a metric").trim().parse().unwrap()
-}
-
 #[tokio::test]
 async fn who_trickles_is_cut_and_who_pauses_between_requests_is_not() {
     let world = World::with(|limits| {
@@ -77,7 +70,7 @@ async fn a_head_may_only_be_so_large() {
     }
     assert_eq!(world.send(many.body(empty()).unwrap()).await.status(), 431);
     assert_eq!(app.requests(), 1);
-    until("the count", || count(&world, "refused_by_limit_total{limit=\"head\"}") == 2).await;
+    until("the count", || world.metric("refused_by_limit_total{limit=\"head\"}") == 2).await;
 
     let boastful =
         App::http(|_| async { Response::builder().header("x-large", "x".repeat(80 << 10)).body(full("")).unwrap() })
@@ -119,7 +112,7 @@ async fn an_address_has_no_more_connections_than_its_share() {
     let refused = world.get("/").await;
     assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &"1".parse().unwrap()));
     let metric = "refused_by_limit_total{limit=\"address_connections\"}";
-    until("the refusal", || count(&world, metric) == 1).await;
+    until("the refusal", || world.metric(metric) == 1).await;
     // While one more is being told, the next is not even that.
     let told = loop {
         let mut socket = TcpStream::connect(world.address).await.unwrap();
@@ -127,14 +120,14 @@ async fn an_address_has_no_more_connections_than_its_share() {
             break socket;
         }
     };
-    let before = count(&world, metric);
+    let before = world.metric(metric);
     let mut closed = TcpStream::connect(world.address).await.unwrap();
     assert!(is_closed(&mut closed).await);
-    assert_eq!(count(&world, metric), before + 1);
+    assert_eq!(world.metric(metric), before + 1);
     let again = first.send_request(world.request("GET", "/").body(empty()).unwrap()).await.unwrap();
     assert_eq!(again.status(), 200, "those that are served are served on");
     drop((unused, told));
-    until("a place", || count(&world, "connections ") == 1).await;
+    until("a place", || world.metric("connections") == 1).await;
     assert_eq!(world.get("/").await.status(), 200);
 }
 

@@ -255,6 +255,13 @@ impl World {
         self.directory.touches.load(Ordering::SeqCst)
     }
 
+    /// The value of one line of the metrics.
+    pub fn metric(&self, name: &str) -> u64 {
+        let text = self.metrics.text();
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("pilotlight_edge_{name} ")));
+        line.unwrap_or_else(|| panic!("there is no {name} in\n{text}")).parse().unwrap()
+    }
+
     /// The shell that was opened last.
     pub async fn shell(&self) -> GuestShell {
         until("a shell", || !self.ground.shells.lock().unwrap().is_empty()).await;
