@@ -3,16 +3,13 @@ that, or "closed" and why."""
 
 import json
 import re
-import socket
-import ssl
 import sys
 import threading
 
 import websockets.exceptions
-import websockets.sync.client
+import wss
 
 facts = json.loads(sys.argv[1])
-host, port = facts["endpoint"].rsplit(":", 1)
 
 
 def show(shell):
@@ -29,11 +26,8 @@ def show(shell):
         print("closed", error, flush=True)
 
 
-with websockets.sync.client.connect(
-        f"wss://{facts['endpoint']}/shell", sock=socket.create_connection(("127.0.0.1", int(port))),
-        ssl=ssl.create_default_context(cafile=facts["ca"]), server_hostname=host,
-        subprotocols=["lambda-microvms", f"lambda-microvms.authentication.{facts['token']}"], compression=None,
-        open_timeout=90, ping_interval=None) as shell:
+offers = ["lambda-microvms", f"lambda-microvms.authentication.{facts['token']}"]
+with wss.connect(facts["endpoint"], facts["ca"], "/shell", subprotocols=offers, ping_interval=None) as shell:
     threading.Thread(target=show, args=[shell], daemon=True).start()
     for line in sys.stdin:
         shell.send(f"echo \"twice is $(({int(line)} * 2));\"\r".encode())

@@ -1,14 +1,12 @@
 """The usual clients of each protocol against an endpoint: python protocols.py HOST:PORT TOKEN CA_FILE."""
 
-import socket
-import ssl
 import subprocess
 import sys
 import threading
 
 import grpc
 import websockets.exceptions
-import websockets.sync.client
+import wss
 
 endpoint, token, ca_file = sys.argv[1:]
 host, port = endpoint.rsplit(":", 1)
@@ -75,10 +73,7 @@ def curl(version):
 
 
 def connected(offers, headers=None):
-    context = ssl.create_default_context(cafile=ca_file)
-    return websockets.sync.client.connect(
-        f"wss://{endpoint}/", sock=socket.create_connection(("127.0.0.1", int(port))), ssl=context,
-        server_hostname=host, subprotocols=offers, additional_headers=headers, compression=None, open_timeout=60)
+    return wss.connect(endpoint, ca_file, subprotocols=offers, additional_headers=headers)
 
 
 def web_sockets():

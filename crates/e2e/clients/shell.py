@@ -22,11 +22,10 @@ import uuid
 
 import boto3
 import websockets.exceptions
-import websockets.sync.client
+import wss
 
 facts = json.loads(sys.argv[1])
 endpoint, microvm = facts["endpoint"], facts["microvm"]
-host, port = endpoint.rsplit(":", 1)
 lambda_microvms = boto3.client("lambda-microvms")
 PATIENCE = 90
 PROMPT = "λ $ ".encode()
@@ -47,10 +46,8 @@ class Shell:
     def __init__(self, token=None, path="/shell", offers=(), headers=None):
         token = token or shell_token()
         subprotocols = ["lambda-microvms", f"lambda-microvms.authentication.{token}", *offers] if headers is None else None
-        self.socket = websockets.sync.client.connect(
-            f"wss://{endpoint}{path}", sock=socket.create_connection(("127.0.0.1", int(port))), ssl=tls(),
-            server_hostname=host, subprotocols=subprotocols, additional_headers=headers, compression=None,
-            open_timeout=PATIENCE, ping_interval=None)
+        self.socket = wss.connect(
+            endpoint, facts["ca"], path, subprotocols=subprotocols, additional_headers=headers, ping_interval=None)
         init = self.socket.recv(PATIENCE)
         assert isinstance(init, str), init
         init = json.loads(init)
