@@ -142,6 +142,21 @@ impl Stage {
         }
     }
 
+    /// What there is once nothing is under way.
+    pub fn settled(&self) -> anyhow::Result<Traces> {
+        self.no_orphans()?;
+        Ok(self.traces())
+    }
+
+    /// There is what there was, in a moment: VMMs that wait ahead of time come and go.
+    pub fn same_as(&self, before: &Traces) -> anyhow::Result<()> {
+        until("what is there to be what was there", Duration::from_secs(20), || {
+            let now = self.traces();
+            ensure!(now == *before, "{now:?} is not {before:?}");
+            Ok(())
+        })
+    }
+
     /// What is on the machine is what the API lists, no more and no less.
     pub fn no_orphans(&self) -> anyhow::Result<()> {
         until("what is there to be what is listed", Duration::from_secs(20), || {

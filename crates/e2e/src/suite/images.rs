@@ -208,7 +208,7 @@ fn disk_full(stage: &mut Stage) -> anyhow::Result<()> {
     source.zip(&zip)?;
     image::upload(&stage.aws, &zip, "full.zip")?;
     std::fs::remove_file(&zip)?;
-    let before = stage.traces();
+    let before = stage.settled()?;
     let filler = disk::Filler::leave(&stage.disk(), 48 << 20)?;
     let created = stage.aws.microvms("create_microvm_image", image::create_parameters("disk-full", "full.zip"))?;
     let image = image::settled(&stage.aws, created).context("with a full disk");
@@ -216,6 +216,6 @@ fn disk_full(stage: &mut Stage) -> anyhow::Result<()> {
     let image = image?;
     ensure!(image.state() == "CREATE_FAILED", "{:?}", image.states);
     reason_has(&image, &["DISK_STORAGE_FULL"])?;
-    ensure!(stage.traces() == before, "{:?} is not {before:?}", stage.traces());
+    stage.same_as(&before)?;
     remove(stage, &image.arn)
 }

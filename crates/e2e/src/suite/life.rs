@@ -220,7 +220,7 @@ fn repeated(stage: &mut Stage) -> anyhow::Result<()> {
 }
 
 fn terminate(stage: &mut Stage) -> anyhow::Result<()> {
-    let before = stage.traces();
+    let before = stage.settled()?;
     let microvm = stage.launch()?;
     stage.count(&microvm)?;
     let vmm = stage.vmm_of(&microvm.id)?;
@@ -230,7 +230,7 @@ fn terminate(stage: &mut Stage) -> anyhow::Result<()> {
         ensure!(!machine::is_alive(vmm.pid));
         Ok(())
     })?;
-    ensure!(stage.traces() == before, "{:?} is not {before:?}", stage.traces());
+    stage.same_as(&before)?;
     stage.no_orphans()?;
     let answer = stage.get(&microvm, "/")?;
     ensure!(answer.status == 502, "a terminated microVM answers {}", answer.status);
@@ -238,11 +238,11 @@ fn terminate(stage: &mut Stage) -> anyhow::Result<()> {
 }
 
 fn terminate_suspended(stage: &mut Stage) -> anyhow::Result<()> {
-    let before = stage.traces();
+    let before = stage.settled()?;
     let microvm = stage.launch()?;
     stage.suspend(&microvm)?;
     stage.terminate(&microvm.id)?;
-    ensure!(stage.traces() == before, "{:?} is not {before:?}", stage.traces());
+    stage.same_as(&before)?;
     stage.no_orphans()
 }
 

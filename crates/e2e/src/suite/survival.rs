@@ -131,7 +131,7 @@ fn mid_launch(stage: &mut Stage) -> anyhow::Result<()> {
 fn mid_build(stage: &mut Stage) -> anyhow::Result<()> {
     let zip = stage.scratch("crash.zip");
     e2e::image::Source::dockerfile("FROM pilotlight/debian:12\nRUN sleep 600\nCMD [\"true\"]\n").zip(&zip)?;
-    let before = stage.traces();
+    let before = stage.settled()?;
     let created = e2e::image::create(&stage.aws, "crash", &zip)?;
     until("the build to be inside its RUN step", Duration::from_secs(90), || {
         let logs = stage.server.data_dir().join("logs/builds");
@@ -143,11 +143,7 @@ fn mid_build(stage: &mut Stage) -> anyhow::Result<()> {
     stage.server.start()?;
     let image = e2e::image::settled(&stage.aws, created)?;
     ensure!(image.state() == "CREATE_FAILED" && !image.reason().is_empty(), "{:?}: {}", image.states, image.reason());
-    until("nothing to be left of the build", Duration::from_secs(20), || {
-        let traces = stage.traces();
-        ensure!(traces == before, "{traces:?} is not {before:?}");
-        Ok(())
-    })?;
+    stage.same_as(&before)?;
     stage.aws.microvms("delete_microvm_image", json!({"imageIdentifier": image.arn}))?;
     stage.no_orphans()
 }
