@@ -215,18 +215,41 @@ impl<S: AsyncRead + Unpin> AsyncRead for ClientIo<S> {
             // Whoever gets a part of a head reads on, so this is the moment in which it began.
             self.head_deadline = Some(Box::pin(tokio::time::sleep(self.head_limit)));
         }
-        if let Some(deadline) = &mut self.head_deadline
-            && deadline.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
         if buf.filled().len() > before && !self.served.is_busy() {
             self.head_begun = true;
+        }
+        // What is here already is not late, even where it was this side that was held up.
+        if read.is_pending()
+            && let Some(deadline) = &mut self.head_deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         read
     }
 }
 
 writes_through!(ClientIo);
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_arrived_is_not_late() {
+        let limit = Duration::from_secs(10);
+        let (mut client, ours) = tokio::io::duplex(64);
+        let mut io = ClientIo::new(ours, Served::default(), limit);
+        client.write_all(b"GET /").await.unwrap();
+        // As if this side had been held up.
+        tokio::time::advance(limit * 2).await;
+        let mut head = [0; 64];
+        assert_eq!(io.read(&mut head).await.unwrap(), 5);
+        // And the rest is.
+        assert_eq!(io.read(&mut head).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+}
