@@ -148,11 +148,14 @@ impl Stage {
         Ok(self.traces())
     }
 
-    /// There is what there was, in a moment: VMMs that wait ahead of time come and go.
+    /// There is what there was. Files and mounts are gone by the time that the API says so; the VMMs have a moment, as those that
+    /// wait ahead of time come and go.
     pub fn same_as(&self, before: &Traces) -> anyhow::Result<()> {
-        until("what is there to be what was there", Duration::from_secs(20), || {
-            let now = self.traces();
-            ensure!(now == *before, "{now:?} is not {before:?}");
+        let now = Traces { vmms: before.vmms, ..self.traces() };
+        ensure!(now == *before, "{now:?} is not {before:?}");
+        until("as many VMMs as there were", Duration::from_secs(5), || {
+            let now = self.traces().vmms;
+            ensure!(now == before.vmms, "{now} VMMs, and there were {}", before.vmms);
             Ok(())
         })
     }
