@@ -38,9 +38,10 @@ setup-tests:
 setup-bench:
 	@scripts/setup.sh bench
 
-# The server and what lies beside it, optimised as a whole: target/dist/pilotlight. A quarter of an hour on two processors.
+# The server and what lies beside it, optimised as a whole and for what it does most: target/dist/pilotlight. Half an hour on
+# two processors.
 dist: setup
-	cargo build --profile dist --bins -p pilotlight -p snapshot
+	scripts/dist.sh
 
 demo: setup
 	@target/venv/bin/python scripts/demo.py
@@ -74,9 +75,9 @@ fuzz:
 			-T $(SECONDS)s "$${each#*:}" || exit 1; \
 	done
 
-# Of programs that are optimised as those of `make dist` are.
+# Of the programs of `make dist`.
 bench: setup-bench
-	cargo build --profile dist --bin pilotlight --bin pilotlight-pager --bin sim --workspace --exclude guest
+	scripts/dist.sh sim
 	PILOTLIGHT=target/dist/pilotlight target/release/bench $(ONLY)
 
 # Stops with the first ten failures; a cycle takes some seconds on an emulated guest.

@@ -1,10 +1,11 @@
 //! `sim serve`: the whole server over pretend VMs. At its API and its endpoints it behaves like `pilotlight serve`.
-//! `sim edge`, `sim upstream`: the edge by itself, and what it is measured in front of.
+//! `sim edge`, `sim upstream`: the edge by itself, and what it is measured in front of. `sim train`: what is sent through it
+//! for a profile.
 //! `sim histories`: thousands of histories, each from a seed. `sim history`: one of them again, and what happens in it.
 
 use std::{process::ExitCode, time::Duration};
 
-use crate::{Delays, PretendHost, edge, histories::many, upstream};
+use crate::{Delays, PretendHost, edge, histories::many, train, upstream};
 use api::host::Layout;
 use clap::{Args, Parser, Subcommand};
 use control::{ControlConfig, Quotas};
@@ -29,6 +30,8 @@ enum Verb {
     Edge(edge::Arguments),
     /// Serve what the edge is measured in front of.
     Upstream,
+    /// Send what the edge does most through it: for a compiler that arranges programs by what they were seen to do.
+    Train(train::Arguments),
     /// Play histories, and say which seeds came to what must never be.
     Histories(Histories),
     /// Play the history of one seed, and print what happens in it.
@@ -78,6 +81,7 @@ pub fn command() -> ExitCode {
         Verb::Serve(arguments) => serve(&arguments),
         Verb::Edge(arguments) => edge::serve(&arguments),
         Verb::Upstream => upstream::serve(),
+        Verb::Train(arguments) => train::run(&arguments),
         Verb::Histories(Histories { count, first, threads, twice }) => {
             many::play_many(first..first + count, threads, twice)
         }

@@ -10,7 +10,7 @@ use api::{
     token::{Claims, Grant, Ports, TokenKeys},
 };
 use clap::Args;
-use edge::{Edge, EdgeConfig, Settings, ca};
+use edge::{BoundEdge, Edge, EdgeConfig, Settings, ca};
 use rand::Rng;
 use serde_json::json;
 use tokio::net::TcpStream;
@@ -27,10 +27,10 @@ const LATE: u64 = 4_102_444_800;
 pub struct Arguments {
     /// Address of the server, which is all that the one microVM has.
     #[arg(long)]
-    upstream: SocketAddr,
+    pub upstream: SocketAddr,
     /// Directory for the certificate authority.
     #[arg(long)]
-    dir: PathBuf,
+    pub dir: PathBuf,
 }
 
 /// The one microVM.
@@ -69,8 +69,16 @@ impl Dialer for Only {
     }
 }
 
-/// Serves until it is killed, with the limits that are usual. Its first line says where, and with which token.
-pub fn serve(arguments: &Arguments) -> anyhow::Result<()> {
+/// The edge, and what its clients need to know.
+pub struct Front {
+    pub edge: BoundEdge,
+    pub ca: ca::DevCa,
+    pub host: String,
+    pub token: String,
+}
+
+/// Listens, with the limits that are usual.
+pub async fn bind(arguments: &Arguments) -> anyhow::Result<Front> {
     let ca = ca::load_or_create(&arguments.dir, DOMAIN)?;
     let only = Arc::new(Only {
         endpoint: EndpointId::random(),
@@ -85,8 +93,14 @@ pub fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     let config = EdgeConfig { domain_suffix: DOMAIN.to_owned(), limits };
     let host = format!("{}.{DOMAIN}", only.endpoint);
     let edge = Edge::new(config, ca.served(), Arc::clone(&only) as _, only, keys);
+    let edge = edge.bind(&[([127, 0, 0, 1], 0).into()]).await?;
+    Ok(Front { edge, ca, host, token })
+}
+
+/// Serves until it is killed. Its first line says where, and with which token.
+pub fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     tokio::runtime::Runtime::new()?.block_on(async {
-        let edge = edge.bind(&[([127, 0, 0, 1], 0).into()]).await?;
+        let Front { edge, ca, host, token } = bind(arguments).await?;
         let port = edge.local_addresses()[0].port();
         println!("{}", json!({ "host": host, "port": port, "token": token, "ca": ca.ca_path() }));
         edge.serve(CancellationToken::new()).await;

@@ -16,6 +16,7 @@ pub mod histories;
 mod host;
 mod image;
 mod script;
+mod train;
 mod upstream;
 
 pub use command::command;

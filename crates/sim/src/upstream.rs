@@ -1,4 +1,4 @@
-//! `sim upstream`: a server with as little to do as can be, for measuring what is in front of it.
+//! `sim upstream`: a server with as little to do as can be, for measuring what is in front of it, and for training it.
 
 use std::{
     convert::Infallible,
@@ -91,12 +91,15 @@ pub fn serve() -> anyhow::Result<()> {
     tokio::runtime::Runtime::new()?.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         println!("{}", json!({ "port": listener.local_addr()?.port() }));
-        loop {
-            let (stream, _) = listener.accept().await?;
-            stream.set_nodelay(true)?;
-            tokio::spawn(
-                http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)).with_upgrades(),
-            );
-        }
+        serve_on(listener).await
     })
+}
+
+/// Serves whoever connects.
+pub async fn serve_on(listener: TcpListener) -> anyhow::Result<()> {
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)).with_upgrades());
+    }
 }
