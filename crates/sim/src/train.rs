@@ -2,9 +2,10 @@
 //! is done together side by side (`scripts/dist.sh`); for the edge this matters more than anything in its code, since a
 //! request goes through a good deal of it and does little in each place.
 //!
-//! Clients, edge and server are all in this process, so no other program is needed. Each answer is checked.
+//! Clients, edge and server are all in this process, so no other program is needed. Each answer is checked, and the first that
+//! is wrong ends it.
 
-use std::{iter, path::Path, sync::Arc};
+use std::{iter, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
@@ -19,73 +20,94 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{
     ClientConfig, RootCertStore,
+    client::Resumption,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::{edge, upstream};
 
-/// Connections of short requests at once, with each version of HTTP.
-const CONNECTIONS: usize = 32;
-/// Requests at once on each with HTTP/2.
+/// How long it may take in all. It takes a minute.
+const TIME_MAX: Duration = Duration::from_secs(900);
+/// Clients at once. With HTTP/2 several of them share a connection.
+const CLIENTS: usize = 32;
+/// So many.
 const STREAMS: usize = 8;
+/// A body that goes through as one piece.
+const ITEM: &[u8] = br#"{"name":"some","count":2}"#;
 /// A body that goes through in many pieces, in bytes.
 const LONG: usize = 16 << 20;
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Short requests on each connection.
+    /// Short requests of each client.
     #[arg(long, default_value_t = 2000)]
     requests: usize,
     /// Long ones in each direction, with each version of HTTP.
     #[arg(long, default_value_t = 16)]
     long: usize,
+    /// Connections that each client makes for one request alone.
+    #[arg(long, default_value_t = 64)]
+    fresh: usize,
+    /// Messages of each client after an upgrade.
+    #[arg(long, default_value_t = 256)]
+    messages: usize,
 }
 
 /// Sends all of it, and ends.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    tokio::runtime::Runtime::new()?.block_on(train(arguments))
+    tokio::runtime::Runtime::new()?
+        .block_on(async { timeout(TIME_MAX, train(arguments)).await.context("it does not come to its end")? })
 }
 
 async fn train(arguments: &Arguments) -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let front = edge::Arguments { upstream: listener.local_addr()?, dir: dir.path().to_owned() };
-    tokio::spawn(upstream::serve_on(listener));
+    let serving_app = tokio::spawn(upstream::serve_on(listener));
     let edge::Front { edge, ca, host, token } = edge::bind(&front).await?;
     let clients =
         Arc::new(Clients { port: edge.local_addresses()[0].port(), host, token, tls: trusting(ca.ca_path())? });
     let end = CancellationToken::new();
     let serving = tokio::spawn(edge.serve(end.clone()));
+    tokio::select! {
+        sent = send_all(arguments, &clients) => sent?,
+        ended = serving_app => ended?.context("the server ended")?,
+    }
+    end.cancel();
+    let cut = serving.await?.cut;
+    ensure!(cut == 0, "{cut} connections did not end by themselves");
+    Ok(())
+}
 
+async fn send_all(arguments: &Arguments, clients: &Arc<Clients>) -> anyhow::Result<()> {
     println!("short requests");
-    all(CONNECTIONS, &clients, |clients| clients.short(false, arguments.requests)).await?;
-    all(CONNECTIONS / STREAMS, &clients, |clients| clients.short(true, arguments.requests)).await?;
+    all(CLIENTS, clients, |clients| clients.short(false, arguments.requests)).await?;
+    all(CLIENTS / STREAMS, clients, |clients| clients.short(true, arguments.requests)).await?;
     println!("connections for a request each");
-    all(CONNECTIONS, &clients, |clients| clients.fresh(arguments.requests / CONNECTIONS)).await?;
+    all(CLIENTS, clients, |clients| clients.fresh(arguments.fresh)).await?;
     println!("long bodies");
     for http2 in [false, true] {
         clients.long(http2, arguments.long).await?;
     }
     println!("what comes after an upgrade");
-    all(CONNECTIONS, &clients, |clients| clients.tunnel(arguments.requests / STREAMS)).await?;
-    end.cancel();
-    serving.await?;
-    Ok(())
+    all(CLIENTS, clients, |clients| clients.tunnel(arguments.messages)).await
 }
 
-/// So many clients of a kind at once.
+/// So many of a kind at once.
 async fn all<F>(count: usize, clients: &Arc<Clients>, one: impl Fn(Arc<Clients>) -> F) -> anyhow::Result<()>
 where
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
     let tasks = iter::repeat_with(|| tokio::spawn(one(Arc::clone(clients)))).take(count);
-    try_join_all(tasks).await?.into_iter().collect()
+    try_join_all(tasks.map(async |task| task.await?)).await?;
+    Ok(())
 }
 
 fn trusting(authority: &Path) -> anyhow::Result<Arc<ClientConfig>> {
@@ -124,6 +146,8 @@ impl Sender {
 impl Clients {
     async fn connect(&self, http2: bool) -> anyhow::Result<TlsStream<TcpStream>> {
         let mut config = ClientConfig::clone(&self.tls);
+        // Each is a client of its own.
+        config.resumption = Resumption::disabled();
         config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
         let socket = TcpStream::connect(("127.0.0.1", self.port)).await?;
         socket.set_nodelay(true)?;
@@ -156,10 +180,11 @@ impl Clients {
     async fn short(self: Arc<Self>, http2: bool, requests: usize) -> anyhow::Result<()> {
         let one_by_one = async |mut sender: Sender| {
             for number in 0..requests {
-                let (status, request) = self.some(http2, number)?;
+                let (status, answer, request) = self.some(http2, number)?;
                 let response = sender.send(request).await?;
                 ensure!(response.status() == status, "request {number} was answered {}", response.status());
-                response.into_body().collect().await?;
+                let body = response.into_body().collect().await?.to_bytes();
+                ensure!(status != StatusCode::OK || body == answer, "request {number} was answered {body:?}");
             }
             anyhow::Ok(())
         };
@@ -173,12 +198,13 @@ impl Clients {
         }
     }
 
-    /// A short request, and what it is to be answered.
-    fn some(&self, http2: bool, number: usize) -> anyhow::Result<(StatusCode, Request<Full<Bytes>>)> {
+    /// What a short request is to be answered, and the request.
+    fn some(&self, http2: bool, number: usize) -> anyhow::Result<(StatusCode, Bytes, Request<Full<Bytes>>)> {
+        let small = Bytes::from_static(upstream::SMALL);
         let get = || self.request(http2, Method::GET, "/items?page=2&of=some");
         Ok(match number % 16 {
             // As a program sends it.
-            0..8 => (StatusCode::OK, get().body(Full::default())?),
+            0..8 => (StatusCode::OK, small, get().body(Full::default())?),
             // As a browser does.
             8..12 => {
                 let request = get()
@@ -191,19 +217,19 @@ impl Clients {
                     .header(header::ACCEPT_LANGUAGE, "en-US,en;q=0.5")
                     .header(header::COOKIE, "session=0123456789abcdef0123456789abcdef; theme=dark")
                     .header(header::CACHE_CONTROL, "no-cache");
-                (StatusCode::OK, request.body(Full::default())?)
+                (StatusCode::OK, small, request.body(Full::default())?)
             }
             12..15 => {
                 let request =
                     self.request(http2, Method::POST, "/items").header(header::CONTENT_TYPE, "application/json");
-                (StatusCode::OK, request.body(Bytes::from_static(br#"{"name":"some","count":2}"#).into())?)
+                (StatusCode::OK, ITEM.len().to_string().into(), request.body(Bytes::from_static(ITEM).into())?)
             }
             _ => {
                 let mut request = get();
                 if let Some(headers) = request.headers_mut() {
                     headers.remove("x-aws-proxy-auth");
                 }
-                (StatusCode::FORBIDDEN, request.body(Full::default())?)
+                (StatusCode::FORBIDDEN, Bytes::new(), request.body(Full::default())?)
             }
         })
     }
@@ -215,7 +241,8 @@ impl Clients {
             let request = self.request(http2, Method::GET, "/").body(Full::default())?;
             let response = self.sender(http2).await?.send(request).await?;
             ensure!(response.status() == StatusCode::OK, "a fresh connection was answered {}", response.status());
-            response.into_body().collect().await?;
+            let body = response.into_body().collect().await?.to_bytes();
+            ensure!(body == upstream::SMALL, "a fresh connection was answered {body:?}");
         }
         Ok(())
     }
@@ -262,6 +289,6 @@ mod tests {
 
     #[test]
     fn every_answer_is_as_it_should_be() {
-        run(&Arguments { requests: 32, long: 1 }).unwrap();
+        run(&Arguments { requests: 16, long: 1, fresh: 2, messages: 2 }).unwrap();
     }
 }

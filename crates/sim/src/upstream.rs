@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 /// What a small request is answered.
-const SMALL: &[u8] = &[b'x'; 100];
+pub const SMALL: &[u8] = &[b'x'; 100];
 
 /// Pieces of a long answer.
 static PIECE: [u8; 64 << 10] = [b'x'; 64 << 10];
