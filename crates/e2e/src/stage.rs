@@ -160,6 +160,15 @@ impl Stage {
         })
     }
 
+    /// There is what there was, in a moment: where what was begun ended without an answer.
+    pub fn same_as_soon(&self, before: &Traces) -> anyhow::Result<()> {
+        until("what is there to be what was there", Duration::from_secs(20), || {
+            let now = self.traces();
+            ensure!(now == *before, "{now:?} is not {before:?}");
+            Ok(())
+        })
+    }
+
     /// What is on the machine is what the API lists, no more and no less.
     pub fn no_orphans(&self) -> anyhow::Result<()> {
         until("what is there to be what is listed", Duration::from_secs(20), || {

@@ -147,11 +147,7 @@ fn build(stage: &mut Stage) -> anyhow::Result<()> {
         })?;
         let image = image::settled(&stage.aws, created)?;
         ensure!(image.state() == "CREATE_FAILED" && !image.reason().is_empty(), "{step}: {:?}", image.states);
-        until("nothing to be left of the build", Duration::from_secs(20), || {
-            let traces = stage.traces();
-            ensure!(traces == before, "{step}: {traces:?} is not {before:?}");
-            Ok(())
-        })?;
+        stage.same_as_soon(&before).context(step)?;
         stage.aws.microvms("delete_microvm_image", json!({"imageIdentifier": image.arn}))?;
         until("the image to be gone", Duration::from_secs(20), || {
             stage.aws.refusal("get_microvm_image", json!({"imageIdentifier": image.arn})).map(drop)

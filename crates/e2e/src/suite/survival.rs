@@ -143,11 +143,7 @@ fn mid_build(stage: &mut Stage) -> anyhow::Result<()> {
     stage.server.start()?;
     let image = e2e::image::settled(&stage.aws, created)?;
     ensure!(image.state() == "CREATE_FAILED" && !image.reason().is_empty(), "{:?}: {}", image.states, image.reason());
-    until("nothing to be left of the build", Duration::from_secs(20), || {
-        let traces = stage.traces();
-        ensure!(traces == before, "{traces:?} is not {before:?}");
-        Ok(())
-    })?;
+    stage.same_as_soon(&before)?;
     stage.aws.microvms("delete_microvm_image", json!({"imageIdentifier": image.arn}))?;
     stage.no_orphans()
 }
